@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from ultramem_deploy.checkpoint import files
+from ultramem_deploy.errors import InputError
+
+
+def test_link_or_copy_follows_symbolic_links(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("x")
+    (tmp_path / "link").symlink_to("real")
+    assert files.link_or_copy(tmp_path / "link", tmp_path / "out", copy=False) == "hardlink"
+    assert not (tmp_path / "out").is_symlink() and os.path.samefile(tmp_path / "out", tmp_path / "real")
+    assert files.link_or_copy(tmp_path / "real", tmp_path / "out", copy=False) == "hardlink"
+    assert sorted(os.listdir(tmp_path)) == ["link", "out", "real"]
+
+
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.EPERM, errno.EMLINK])
+def test_where_links_cannot_be_the_file_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, "no")
+
+    monkeypatch.setattr(os, "link", refuse)
+    (tmp_path / "real").write_text("x")
+    assert files.link_or_copy(tmp_path / "real", tmp_path / "out", copy=False) in ("reflink", "copy")
+    assert (tmp_path / "out").read_text() == "x" and not os.path.samefile(tmp_path / "out", tmp_path / "real")
+
+
+def test_across_filesystems(tmp_path: Path) -> None:
+    shm = Path("/dev/shm")
+    if not shm.is_dir() or shm.stat().st_dev == tmp_path.stat().st_dev or not os.access(shm, os.W_OK):
+        pytest.skip("no second filesystem")
+    other = shm / f"ultramem-deploy-test-{os.getpid()}"
+    try:
+        other.write_text("x")
+        assert files.link_or_copy(other, tmp_path / "out", copy=False) == "copy"
+    finally:
+        other.unlink(missing_ok=True)
+    assert (tmp_path / "out").read_text() == "x"
+
+
+def test_a_missing_source_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="gone: cannot be read"):
+        files.link_or_copy(tmp_path / "gone", tmp_path / "out", copy=False)
+    with pytest.raises(InputError, match="gone: cannot be read"):
+        files.sha256_file(tmp_path / "gone")
+
+
+def test_failed_writes_leave_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.json").write_text("old")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match="a.json: cannot be written: No space left"):
+        files.write_atomic(tmp_path / "a.json", b"new")
+    assert os.listdir(tmp_path) == ["a.json"] and (tmp_path / "a.json").read_text() == "old"

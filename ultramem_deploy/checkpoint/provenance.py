@@ -1,0 +1,229 @@
+"""Where an artifact came from: hashes of its sources, the stages behind it, what each proved. No dates, no paths."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ultramem_deploy.checkpoint.files import sha256_file
+from ultramem_deploy.checkpoint.header import shown, strict_json
+from ultramem_deploy.checkpoint.index import inside
+from ultramem_deploy.errors import InputError
+
+PROVENANCE_NAME = "provenance.json"
+_TOOL = "ultramem-deploy"
+_FORMAT = 1
+_WEIGHTS = {".safetensors", ".pt", ".pth", ".bin", ".gguf", ".distcp"}
+_TEXTS = {".json", ".yaml", ".yml", ".txt", ".jinja", ".model"}
+_CHEAP = 1 << 20  # files this small are hashed anew rather than trusted: people edit configurations
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """What a stage read: `files` maps a relative name to {"size", "sha256"}; `fingerprint` depends on these alone.
+
+    `kind` is "stage" (a directory one of our stages made), "directory" or "file". `chain` holds the stages behind it,
+    the earliest first. `path` is where it lies now and never enters an artifact.
+    """
+
+    name: str
+    kind: str
+    files: dict[str, dict[str, Any]]
+    fingerprint: str
+    chain: tuple[dict[str, Any], ...] = ()
+    path: Path | None = field(default=None, compare=False, repr=False)
+
+
+def tool_version() -> str:
+    """The installed version of this package, or "0.0.0+checkout" when it is not installed."""
+    try:
+        return importlib.metadata.version(_TOOL)
+    except importlib.metadata.PackageNotFoundError:
+        return "0.0.0+checkout"
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with sorted keys and no spaces: equal values give equal bytes."""
+    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode(
+        "utf-8"
+    )
+
+
+def pretty_json(value: Any) -> bytes:
+    """JSON as it is written to files: sorted, indented by two, a newline at the end."""
+    return (json.dumps(plain(value), sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(
+        "utf-8"
+    )
+
+
+def plain(value: Any) -> Any:
+    """`value` in JSON's own types: numpy scalars and tuples converted, NaN and infinity spelled, paths cut to names."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return value.name
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        return plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The provenance of the artifact directory `path`, or None when none of our stages made it.
+
+    InputError when the file is damaged or a newer format than this version reads.
+    """
+    file = Path(path) / PROVENANCE_NAME
+    if not file.is_file():
+        return None
+    try:
+        document = strict_json(file.read_bytes(), str(file), "provenance")
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror or error}") from None
+    tool = document.get("tool")
+    if not isinstance(tool, dict) or tool.get("name") != _TOOL:
+        return None
+    if document.get("format") != _FORMAT:
+        raise InputError(
+            f"{file}: format {shown(document.get('format'))}, this version reads {_FORMAT};"
+            f" install {_TOOL} {tool.get('version')}"
+        )
+    _check_fields(file, document)
+    return document
+
+
+def source_record(path: str | os.PathLike[str], jobs: int | None = None) -> SourceRecord:
+    """Identify the file or directory `path` by the SHA-256 of what it holds (InputError when there is nothing to hash).
+
+    In a directory that one of our stages made, large files keep the hash recorded there as long as they have the
+    recorded size and are no newer than the record; otherwise they are hashed again, and must still agree.
+    """
+    where = Path(path)
+    recorded = read_provenance(where) if where.is_dir() else None
+    if recorded is not None:
+        files = _recorded_files(where, recorded)
+        chain = (*recorded["lineage"], _own_stage(recorded))
+        return SourceRecord(_basename(where), "stage", files, fingerprint(files), chain, where)
+    if where.is_dir():
+        files = _hash(where, _relevant(where), jobs)
+    elif where.is_file():
+        files = _hash(where.parent, [where.name], jobs)
+    else:
+        raise InputError(f"{where}: no such file or directory")
+    if not files:
+        raise InputError(f"{where}: holds no checkpoint: no file ends in {', '.join(sorted(_WEIGHTS | _TEXTS))}")
+    return SourceRecord(
+        _basename(where), "directory" if where.is_dir() else "file", files, fingerprint(files), (), where
+    )
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 as hex of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def build_provenance(
+    stage: str,
+    options: Mapping[str, Any],
+    sources: Sequence[SourceRecord],
+    identity: str,
+    max_shard_bytes: int,
+    files: Mapping[str, Mapping[str, Any]],
+    receipt: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The document written as provenance.json; `source` is an object for one source, a list for several."""
+    described = [
+        {"name": one.name, "kind": one.kind, "fingerprint": one.fingerprint, "files": one.files} for one in sources
+    ]
+    lineage: list[dict[str, Any]] = []
+    for one in sources:
+        lineage.extend(entry for entry in one.chain if entry not in lineage)
+    document = {
+        "format": _FORMAT,
+        "tool": {"name": _TOOL, "version": tool_version()},
+        "stage": stage,
+        "options": options,
+        "max_shard_bytes": max_shard_bytes,
+        "source": described[0] if len(described) == 1 else described,
+        "fingerprint": identity,
+        "files": files,
+        "receipt": receipt,
+        "lineage": lineage,
+    }
+    result: dict[str, Any] = plain(document)
+    return result
+
+
+def _check_fields(file: Path, document: dict[str, Any]) -> None:
+    expected = {"stage": str, "options": dict, "fingerprint": str, "files": dict, "receipt": dict, "lineage": list}
+    for key, kind in expected.items():
+        if not isinstance(document.get(key), kind):
+            raise InputError(
+                f"{file}: {key!r} must be {kind.__name__}, found {shown(document.get(key))}; the file is damaged"
+            )
+    for name, entry in document["files"].items():
+        if (
+            not isinstance(entry, dict)
+            or type(entry.get("size")) is not int
+            or not isinstance(entry.get("sha256"), str)
+        ):
+            raise InputError(f"{file}: the entry of {shown(name)} lacks size or sha256; the file is damaged")
+
+
+def _own_stage(recorded: dict[str, Any]) -> dict[str, Any]:
+    source = recorded.get("source", {})
+    names = [one.get("name") for one in (source if isinstance(source, list) else [source]) if isinstance(one, dict)]
+    return {key: recorded[key] for key in ("stage", "options", "fingerprint", "tool", "receipt")} | {"source": names}
+
+
+def _basename(path: Path) -> str:
+    return path.name if path.name not in ("", "..") else path.resolve().name
+
+
+def _relevant(directory: Path) -> list[str]:
+    """Files that make up a checkpoint: those at the top, or at any depth when no weights lie at the top."""
+    wanted = _WEIGHTS | _TEXTS
+    top = sorted(file.name for file in directory.iterdir() if file.suffix in wanted and file.is_file())
+    if any(Path(name).suffix in _WEIGHTS for name in top):
+        return top
+    below = (file for file in directory.rglob("*") if file.suffix in wanted and file.is_file())
+    names = (file.relative_to(directory) for file in below)
+    return sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
+
+
+def _hash(directory: Path, names: Sequence[str], jobs: int | None) -> dict[str, dict[str, Any]]:
+    def describe(name: str) -> dict[str, Any]:
+        return {"size": (directory / name).stat().st_size, "sha256": sha256_file(directory / name)}
+
+    with ThreadPoolExecutor(jobs or min(4, os.cpu_count() or 1)) as pool:
+        return dict(zip(names, pool.map(describe, names), strict=True))
+
+
+def _recorded_files(directory: Path, recorded: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    written = (directory / PROVENANCE_NAME).stat().st_mtime_ns
+    extra = [name for name in _relevant(directory) if name not in recorded["files"] and name != PROVENANCE_NAME]
+    files = _hash(directory, extra, None)
+    for name, entry in recorded["files"].items():
+        file = inside(directory, name)
+        state = file.stat()
+        if state.st_size <= _CHEAP:
+            files[name] = {"size": state.st_size, "sha256": sha256_file(file)}
+            continue
+        same = state.st_size == entry["size"]
+        if same and state.st_mtime_ns > written:
+            same = sha256_file(file) == entry["sha256"]
+        if not same:
+            raise InputError(f"{file}: changed since {PROVENANCE_NAME} was written; make the directory again")
+        files[name] = {"size": state.st_size, "sha256": entry["sha256"]}
+    return dict(sorted(files.items()))

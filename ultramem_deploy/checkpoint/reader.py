@@ -1,0 +1,162 @@
+"""Lazy reads of a safetensors checkpoint: one read-only memory map a file, opened when it is first needed."""
+
+from __future__ import annotations
+
+import difflib
+import mmap
+import os
+import threading
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ultramem_deploy.checkpoint.header import TensorInfo, itemsize, numpy_dtype, read_header, shown
+from ultramem_deploy.checkpoint.index import locate
+from ultramem_deploy.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+_ADVICE = {"random": "MADV_RANDOM", "sequential": "MADV_SEQUENTIAL", "dontneed": "MADV_DONTNEED"}
+
+
+class Checkpoint:
+    """The tensors of a checkpoint, by name. Make one with `Checkpoint.open`; safe to share between threads."""
+
+    def __init__(self, path: Path, tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> None:
+        self.path = path
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(dict(sorted(tensors.items())))
+        self.files: tuple[Path, ...] = tuple(sorted({info.file for info in tensors.values()}))
+        self.metadata: Mapping[str, str] = MappingProxyType(dict(metadata))
+        self._maps: dict[Path, mmap.mmap] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Checkpoint:
+        """Open a directory (index and shards, or one file) or one .safetensors file, reading headers alone.
+
+        InputError names the file or tensor when a shard is missing, damaged, escapes the directory, or lacks a tensor
+        that the index promises. Tensors that the index does not list are ignored.
+        """
+        where = Path(path)
+        tensors: dict[str, TensorInfo] = {}
+        metadata: dict[str, str] = {}
+        for file, promised in sorted(locate(where).items()):
+            found, more = read_header(file)
+            metadata = more | metadata
+            for name in found if promised is None else promised:
+                if name not in found:
+                    raise InputError(
+                        f"{where}: the index promises tensor {shown(name)} in {file.name}, which does not hold it;"
+                        " index and shards are of different versions, get both again"
+                    )
+                tensors[name] = found[name]
+        return cls(where, tensors, metadata)
+
+    def info(self, name: str) -> TensorInfo:
+        """Where tensor `name` lies; InputError with the closest names when there is none."""
+        if name in self.tensors:
+            return self.tensors[name]
+        close = difflib.get_close_matches(name, self.tensors, n=3, cutoff=0.5)
+        hint = f"closest: {', '.join(map(shown, close))}" if close else f"it holds {len(self.tensors)} others"
+        raise InputError(f"{self.path}: no tensor {shown(name)}; {hint}")
+
+    def array(self, name: str) -> np.ndarray[Any, Any]:
+        """The whole tensor as a read-only view of the file: no copy, pages are read as they are touched."""
+        info = self.info(name)
+        dtype = numpy_dtype(info.dtype)
+        if info.nbytes == 0:
+            empty = np.empty(info.shape, dtype)
+            empty.flags.writeable = False
+            return empty
+        count = info.nbytes // dtype.itemsize
+        return np.frombuffer(self._map(info.file), dtype, count, info.offset).reshape(info.shape)
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray[Any, Any]:
+        """Rows [start, stop) of the first axis as a read-only view; a 0-d tensor counts as one row."""
+        info = self.info(name)
+        _check_rows(info, start, stop)
+        array = self.array(name)
+        return (array if info.shape else array.reshape(1))[start:stop]
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray[Any, Any]:
+        """Rows [start, stop) as an array of the caller's own.
+
+        Unlike `rows` it reads, not maps: resident memory stays at what the caller holds, however large the tensor.
+        """
+        info = self.info(name)
+        _check_rows(info, start, stop)
+        result = np.empty((stop - start, *info.shape[1:]), numpy_dtype(info.dtype))
+        if result.nbytes:
+            row_bytes = info.nbytes // (info.shape[0] if info.shape else 1)
+            _read_into(info.file, info.offset + start * row_bytes, result.reshape(-1).view(np.uint8).data)
+        return result
+
+    def torch(self, name: str) -> torch.Tensor:
+        """The whole tensor as a torch.Tensor over the mapped file, without a copy.
+
+        The memory is read-only: writing to the tensor in place kills the process, so clone first. A file that some
+        other tool wrote with misaligned tensors is copied instead, because torch needs alignment.
+        """
+        import torch
+
+        info = self.info(name)
+        dtype = getattr(torch, info.dtype)
+        if info.nbytes == 0:
+            return torch.empty(info.shape, dtype=dtype)
+        source, offset = self._map(info.file), info.offset
+        if offset % itemsize(info.dtype):
+            return torch.frombuffer(bytearray(source[offset : offset + info.nbytes]), dtype=dtype).reshape(info.shape)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+            flat = torch.frombuffer(source, dtype=dtype, count=info.nbytes // itemsize(info.dtype), offset=offset)
+        return flat.reshape(info.shape)
+
+    def advise(self, name: str, how: str) -> None:
+        """Tell the kernel how the tensor will be read: "random", "sequential" or "dontneed". Best effort."""
+        info = self.info(name)
+        if how not in _ADVICE:
+            raise ValueError(f"advice {how!r}: expected one of {', '.join(_ADVICE)}")
+        option = getattr(mmap, _ADVICE[how], None)
+        if option is None or info.nbytes == 0:
+            return
+        start = info.offset - info.offset % mmap.PAGESIZE
+        try:
+            self._map(info.file).madvise(option, start, info.offset + info.nbytes - start)
+        except (OSError, ValueError):
+            return
+
+    def _map(self, file: Path) -> mmap.mmap:
+        with self._lock:
+            if file not in self._maps:
+                try:
+                    with open(file, "rb") as stream:
+                        self._maps[file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+                except (OSError, ValueError) as error:
+                    raise InputError(f"{file}: cannot be mapped: {error}") from None
+            return self._maps[file]
+
+
+def _check_rows(info: TensorInfo, start: int, stop: int) -> None:
+    count = info.shape[0] if info.shape else 1
+    if not 0 <= start <= stop <= count:
+        raise IndexError(f"rows [{start}, {stop}) of tensor {shown(info.name)}, which has {count}")
+
+
+def _read_into(file: Path, offset: int, buffer: memoryview) -> None:
+    try:
+        with open(file, "rb", buffering=0) as stream:
+            stream.seek(offset)
+            while buffer:
+                count = stream.readinto(buffer)
+                if not count:
+                    raise InputError(
+                        f"{file}: {len(buffer)} bytes short at byte {stream.tell()}; did it change meanwhile?"
+                    )
+                buffer = buffer[count:]
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror or error}") from None

@@ -1,0 +1,321 @@
+"""A stage's output directory, made atomically and resumably: nothing half-written ever has the final name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any
+
+from ultramem_deploy.checkpoint.files import files_below, link_or_copy, require_space, sha256_file, write_atomic
+from ultramem_deploy.checkpoint.header import TensorInfo, read_header, shown
+from ultramem_deploy.checkpoint.index import INDEX_NAME
+from ultramem_deploy.checkpoint.occupied import check_sources, is_made
+from ultramem_deploy.checkpoint.partial import RESUME_PREFIX, STATE_NAMES, Partial
+from ultramem_deploy.checkpoint.provenance import (
+    PROVENANCE_NAME,
+    SourceRecord,
+    build_provenance,
+    fingerprint,
+    plain,
+    pretty_json,
+    tool_version,
+)
+from ultramem_deploy.checkpoint.writer import Shard, TensorTask, plan_shards, write_shard
+from ultramem_deploy.errors import InputError
+
+Progress = Callable[[int, int, str], None]
+_EDITED = {".json", ".txt", ".jinja", ".yaml", ".yml", ".md"}
+_RESERVED = (*STATE_NAMES, INDEX_NAME, PROVENANCE_NAME)
+
+
+class Stage:
+    """Context manager that makes the directory `out`; see `__init__`. Inside it, write and link; the exit publishes.
+
+    `up_to_date`: `out` was made already from the same source, options and tool version: leave the body at once.
+    `resumed`: names of the shards that an interrupted run had finished and this one reused.
+    `restarted`: why the work of an interrupted run was thrown away, or None.
+    `linked`: for each linked file, "hardlink", "reflink" or "copy". `workdir`: where other files may be written.
+    `receipt`: what the stage proved; goes into provenance.json. `weight_map`: tensor name -> file name.
+    """
+
+    def __init__(
+        self,
+        out: str | os.PathLike[str],
+        name: str,
+        source: SourceRecord | list[SourceRecord],
+        options: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+        copy: bool = False,
+        jobs: int | None = None,
+        max_shard_bytes: int = 4 << 30,
+        progress: Progress | None = None,
+    ) -> None:
+        """Nothing is touched before the context is entered.
+
+        `options` (JSON values) must hold all that changes the output. `copy` copies files instead of linking them;
+        `jobs` threads compute chunks; neither changes a byte. `progress(done, total, what)` is called in bytes.
+        """
+        self.out = _normal(Path(out))
+        self.name = name
+        self.sources = [source] if isinstance(source, SourceRecord) else list(source)
+        self.options: dict[str, Any] = plain(options)
+        self.overwrite = overwrite
+        self.copy = copy
+        self.jobs = jobs or min(8, len(os.sched_getaffinity(0)))
+        self.max_shard_bytes = max_shard_bytes
+        self.progress = progress
+        self.up_to_date = False
+        self.resumed: list[str] = []
+        self.restarted: str | None = None
+        self.linked: dict[str, str] = {}
+        self.receipt: dict[str, Any] = {}
+        self.weight_map: dict[str, str] = {}
+        self._parts = {
+            "stage": name,
+            "source": [one.fingerprint for one in self.sources],
+            "options": self.options,
+            "shard size": max_shard_bytes,
+            "tool version": tool_version(),
+        }
+        self.fingerprint = fingerprint(self._parts)
+        self._partial = Partial(self.out)
+        self._files: dict[str, dict[str, Any]] = {}
+        self._tensor_bytes = self._done = self._total = 0
+
+    @property
+    def workdir(self) -> Path:
+        """Where the files are until the exit renames it to `out` (`out` itself when that is up to date)."""
+        return self.out if self.up_to_date else self._partial.path
+
+    def __enter__(self) -> Stage:
+        """Lock the working directory, take over what an interrupted run left; InputError when `out` is in the way."""
+        try:
+            check_sources(self.out, self.sources)
+            self.up_to_date = is_made(self.out, self._parts, self.overwrite)
+            if self.up_to_date:
+                return self
+            self._partial.acquire()
+            if is_made(self.out, self._parts, self.overwrite):
+                self._partial.discard()
+                self.up_to_date = True
+            else:
+                only_renames, self.restarted = self._partial.adopt(self.fingerprint, self._parts)
+                if only_renames:
+                    self._partial.publish()
+                    self.up_to_date = True
+        except OSError as error:
+            self._partial.release()
+            raise InputError(
+                f"{self.out}: cannot be made: {error.strerror or error}; choose another directory"
+            ) from None
+        except BaseException:
+            self._partial.release()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Publish after a clean body; otherwise leave the working directory for the next run to resume."""
+        if self.up_to_date:
+            return
+        try:
+            if kind is None:
+                self._finish()
+        except OSError as failure:
+            raise InputError(f"{self.out}: cannot be finished: {failure.strerror or failure}; then run again") from None
+        finally:
+            self._partial.release()
+
+    def resume_file(self, name: str) -> Path:
+        """Where a stage may keep state of its own: the next run finds it, the finished output does not hold it."""
+        return self.workdir / f"{RESUME_PREFIX}{name}"
+
+    def write_tensors(self, group: str, tasks: Sequence[TensorTask]) -> None:
+        """Write tensors to shards called after `group`, but for those that an interrupted run finished.
+
+        InputError when the disk cannot hold them, or when a name is taken.
+        """
+        self._must_be_open()
+        shards = self._plan(group, tasks)
+        missing = [shard for shard in shards if not self._finished(shard)]
+        needed = sum(shard.nbytes for shard in missing)
+        require_space(self.workdir, needed, f"{len(missing)} shard{'s' * (len(missing) != 1)} of {group!r}")
+        self._total += sum(shard.nbytes for shard in shards)
+        for shard in shards:
+            if shard in missing:
+                digest = write_shard(self.workdir / shard.file, shard.tasks, self.jobs, self._advance(shard.file))
+                self._partial.record(shard.file, {"sha256": digest, "size": shard.nbytes, "tensors": _layout(shard)})
+            else:
+                self.resumed.append(shard.file)
+                self._advance(shard.file)(shard.nbytes)
+            self._add(shard.file, self._partial.records[shard.file])
+            self._map({task.name: task.nbytes for task in shard.tasks}, shard.file)
+
+    def link_shard(self, file: Path, infos: Iterable[TensorInfo], sha256: str | None = None) -> str:
+        """Take over a whole safetensors file and list its tensors `infos` in the index; returns its name in the output.
+
+        A hard link where the filesystem allows it, else a reflink or copy. The hash comes from `sha256`, from the
+        source's record, or from reading the file.
+        """
+        self._must_be_open()
+        names = {info.name: info.nbytes for info in infos}
+        if not names.keys() <= read_header(file)[0].keys():
+            raise ValueError(f"{file.name}: does not hold every tensor of infos: a linked shard cannot rename tensors")
+        name = self._link(file, file.name, sha256)
+        self._map(names, name)
+        return name
+
+    def link_file(self, file: Path, name: str | None = None) -> str:
+        """Take over any other file, under `name` if given; text that people edit is copied, so edits stay apart."""
+        self._must_be_open()
+        target = _checked(name or file.name)
+        if target in self._files:
+            raise ValueError(f"{target}: written already")
+        return self._link(file, target, None, copy=file.suffix in _EDITED)
+
+    def write_json(self, name: str, obj: Any) -> None:
+        """Write a JSON file: sorted keys, two spaces, numpy scalars allowed."""
+        self._write(name, pretty_json(obj))
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file in UTF-8."""
+        self._write(name, text.encode("utf-8"))
+
+    def _write(self, name: str, data: bytes) -> None:
+        self._must_be_open()
+        target = _checked(name)
+        self._partial.forget(target)
+        for known in (self._files, self.linked):
+            known.pop(target, None)
+        write_atomic(self.workdir / target, data)
+
+    def _must_be_open(self) -> None:
+        if self.up_to_date:
+            raise RuntimeError("the stage is up to date: leave its body at once")
+
+    def _plan(self, group: str, tasks: Sequence[TensorTask]) -> list[Shard]:
+        for task in tasks:
+            self._must_be_new(task.name)
+        shards, attempt = plan_shards(tasks, group, self.max_shard_bytes), 1
+        while any(shard.file in self._files for shard in shards):
+            attempt += 1
+            shards = plan_shards(tasks, f"{group}-{attempt}", self.max_shard_bytes)
+        return shards
+
+    def _finished(self, shard: Shard) -> bool:
+        record = self._partial.records.get(shard.file, {})
+        return record.get("tensors") == _layout(shard) and record.get("size") == shard.nbytes
+
+    def _advance(self, what: str) -> Callable[[int], None]:
+        def on_bytes(count: int) -> None:
+            self._done += count
+            if self.progress is not None:
+                self.progress(self._done, self._total, what)
+
+        return on_bytes
+
+    def _link(self, file: Path, name: str, sha256: str | None, *, copy: bool = False) -> str:
+        origin = _origin(file)
+        copy = copy or self.copy
+        name = self._distinct(name, origin)
+        record = self._partial.records.get(name, {})
+        if record.get("origin") != origin or (copy and record.get("how") != "copy"):
+            digest = sha256 or self._known_hash(file, origin[0]) or sha256_file(file)
+            how = link_or_copy(file, self.workdir / name, copy)
+            record = {"sha256": digest, "size": origin[0], "origin": origin, "how": how}
+            self._partial.record(name, record)
+        self.linked[name] = record["how"]
+        self._add(name, record)
+        return name
+
+    def _distinct(self, name: str, origin: list[int]) -> str:
+        """`name`, unless a different file has it already in this output."""
+        free, attempt = name, 1
+        while free in self._files and self._partial.records[free].get("origin") != origin:
+            free = "model-source-" + ("" if attempt == 1 else f"{attempt}-") + name.removeprefix("model-")
+            attempt += 1
+        return free
+
+    def _known_hash(self, file: Path, size: int) -> str | None:
+        for one in self.sources:
+            root = None if one.path is None else one.path if one.path.is_dir() else one.path.parent
+            if root is not None and file.absolute().is_relative_to(root.absolute()):
+                entry = one.files.get(file.absolute().relative_to(root.absolute()).as_posix(), {})
+                if entry.get("size") == size:
+                    return str(entry["sha256"])
+        return None
+
+    def _add(self, name: str, record: Mapping[str, Any]) -> None:
+        self._files[name] = {"size": record["size"], "sha256": record["sha256"]}
+
+    def _must_be_new(self, name: str) -> None:
+        if name in self.weight_map:
+            raise InputError(f"tensor {shown(name)} would be written twice: {self.weight_map[name]} holds it already")
+
+    def _map(self, sizes: Mapping[str, int], file: str) -> None:
+        for name, nbytes in sizes.items():
+            if self.weight_map.get(name) != file:
+                self._must_be_new(name)
+                self.weight_map[name] = file
+                self._tensor_bytes += nbytes
+
+    def _finish(self) -> None:
+        for name in set(self._partial.records) - self._files.keys():
+            self._partial.forget(name)
+            (self.workdir / name).unlink(missing_ok=True)
+        self._partial.drop_resume_files()
+        if self.weight_map:
+            index = {"metadata": {"total_size": self._tensor_bytes}, "weight_map": self.weight_map}
+            write_atomic(self.workdir / INDEX_NAME, pretty_json(index))
+        document = build_provenance(
+            self.name,
+            self.options,
+            self.sources,
+            self.fingerprint,
+            self.max_shard_bytes,
+            self._described(),
+            self.receipt,
+        )
+        write_atomic(self.workdir / PROVENANCE_NAME, pretty_json(document))
+        self._partial.publish()
+
+    def _described(self) -> dict[str, dict[str, Any]]:
+        """Size and hash of every file of the output; those that the body wrote by itself are hashed now."""
+        result: dict[str, dict[str, Any]] = {}
+        for name in files_below(self.workdir):
+            if name not in (*STATE_NAMES, PROVENANCE_NAME):
+                file = self.workdir / name
+                result[name] = self._files.get(name) or {"size": file.stat().st_size, "sha256": sha256_file(file)}
+        return result
+
+
+def _normal(path: Path) -> Path:
+    if path.name in ("", "..") or path.is_symlink():
+        path = path.resolve()
+    if not path.name:
+        raise InputError("the output must be a directory below /, not / itself")
+    return path
+
+
+def _origin(file: Path) -> list[int]:
+    """What tells one source file from another without reading it; kept in the resume state, never in the output."""
+    try:
+        state = file.stat()
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror or error}") from None
+    return [state.st_size, state.st_mtime_ns, state.st_ino, state.st_dev]
+
+
+def _layout(shard: Shard) -> list[list[Any]]:
+    return [[task.name, task.dtype, list(task.shape)] for task in shard.tasks]
+
+
+def _checked(name: str) -> str:
+    pure = PurePosixPath(name)
+    if not pure.name or pure.is_absolute() or ".." in pure.parts or name in _RESERVED or name.endswith(".tmp"):
+        raise ValueError(f"file name {name!r} must be relative, inside the output, and none of {', '.join(_RESERVED)}")
+    return pure.as_posix()

@@ -1,0 +1,225 @@
+"""Safetensors files written as a stream of chunks: the chunk bounds the memory, the tensors alone set the bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ultramem_deploy.checkpoint.cast import cast, check_cast
+from ultramem_deploy.checkpoint.files import fsync_directory, write_failed
+from ultramem_deploy.checkpoint.header import MAX_HEADER_BYTES, SAFETENSORS_CODES, itemsize, numpy_dtype, shown
+from ultramem_deploy.checkpoint.reader import Checkpoint
+from ultramem_deploy.errors import InputError
+
+CHUNK_BYTES = 16 << 20
+_ALIGNMENT = 64  # of the data section: what vector loads and the runtimes' memory maps like; the format asks for 8
+_CODES = {name: code for code, name in SAFETENSORS_CODES.items()}
+
+
+@dataclass(frozen=True)
+class TensorTask:
+    """One tensor to write. `rows(start, stop)` computes rows [start, stop) of the first axis, already in `dtype`.
+
+    It is called from several threads and must depend on its arguments alone. A 0-d tensor counts as shape (1,).
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    rows: Callable[[int, int], np.ndarray[Any, Any]]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole tensor."""
+        return math.prod(self.shape) * itemsize(self.dtype)
+
+    @classmethod
+    def copy(
+        cls, checkpoint: Checkpoint, name: str, new_name: str | None = None, dtype: str | None = None
+    ) -> TensorTask:
+        """Tensor `name` of a checkpoint, renamed and cast if asked (floats only, rounded once to nearest even).
+
+        InputError when the tensor is missing or the cast is not between floats; at writing, when a value does not fit.
+        """
+        info = checkpoint.info(name)
+        target = dtype or info.dtype
+        where = f"{info.file.name}: tensor {shown(name)}"
+        check_cast(where, info.dtype, target)
+
+        def rows(start: int, stop: int) -> np.ndarray[Any, Any]:
+            return cast(where, checkpoint.read_rows(name, start, stop), target)
+
+        return cls(new_name or name, target, info.shape, rows)
+
+    @classmethod
+    def of(cls, name: str, array: np.ndarray[Any, Any]) -> TensorTask:
+        """A tensor that is in memory already; InputError when safetensors has no such dtype."""
+        if array.dtype.name not in _CODES:
+            raise InputError(
+                f"tensor {shown(name)}: dtype {array.dtype} cannot be written; expected one of {', '.join(_CODES)}"
+            )
+        flat = array if array.ndim else array.reshape(1)
+        return cls(name, array.dtype.name, tuple(array.shape), lambda start, stop: flat[start:stop])
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file to write: its name and its tensors, sorted by name."""
+
+    file: str
+    tasks: tuple[TensorTask, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole file."""
+        return len(_header(_data_order(self.tasks))) + sum(task.nbytes for task in self.tasks)
+
+
+def chunk_grid(shape: tuple[int, ...], itemsize: int) -> list[tuple[int, int]]:
+    """Row ranges [start, stop) of about 16 MiB each, one row at least; depends on the shape and item size alone."""
+    rows, row_bytes = (shape[0], math.prod(shape[1:]) * itemsize) if shape else (1, itemsize)
+    if rows == 0 or row_bytes == 0:
+        return []
+    step = max(1, CHUNK_BYTES // row_bytes)
+    return [(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def plan_shards(tasks: Sequence[TensorTask], group: str, max_shard_bytes: int) -> list[Shard]:
+    """Split tensors over files of at most `max_shard_bytes`, in order of name; a tensor is never split.
+
+    One file is called model-GROUP.safetensors, several model-GROUP-00001-of-0000N.safetensors.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", group) or max_shard_bytes <= 0:
+        raise ValueError(f"group {group!r} must be letters, digits, '_.-'; max_shard_bytes {max_shard_bytes} positive")
+    bins: list[list[TensorTask]] = []
+    room = 0
+    for task in sorted(tasks, key=lambda task: task.name):
+        if bins and bins[-1][-1].name == task.name:
+            raise InputError(f"tensor {shown(task.name)} would be written twice; two sources map to the same name")
+        if not bins or task.nbytes > room:
+            bins.append([])
+            room = max_shard_bytes
+        bins[-1].append(task)
+        room -= task.nbytes
+    if len(bins) == 1:
+        return [Shard(f"model-{group}.safetensors", tuple(bins[0]))]
+    total = len(bins)
+    return [Shard(f"model-{group}-{i:05d}-of-{total:05d}.safetensors", tuple(one)) for i, one in enumerate(bins, 1)]
+
+
+def write_shard(
+    path: Path, tasks: Sequence[TensorTask], jobs: int, on_bytes: Callable[[int], None] | None = None
+) -> str:
+    """Write `tasks` to the safetensors file `path` and return its SHA-256 as hex.
+
+    Chunks are computed by `jobs` threads, at most jobs + 1 held at a time, and written in one fixed order, so the bytes
+    never depend on `jobs`. The file appears under its name only when it is whole and synced. `on_bytes` gets the
+    size of each piece written. InputError when the disk is full or the file cannot be written.
+    """
+    ordered = _data_order(tasks)
+    header = _header(ordered)
+    needed = len(header) + sum(task.nbytes for task in ordered)
+    temporary = path.with_name(path.name + ".tmp")
+    digest = hashlib.sha256()
+    try:
+        with _writing(path, needed):
+            temporary.unlink(missing_ok=True)
+            stream = open(temporary, "wb", buffering=0)  # noqa: SIM115
+        with stream, contextlib.closing(_chunks(ordered, jobs)) as chunks:
+            for piece in _with_header(header, chunks):
+                digest.update(piece)
+                with _writing(path, needed):
+                    _write_all(stream, piece)
+                if on_bytes is not None:
+                    on_bytes(len(piece))
+                del piece  # else one chunk more is held while the next is computed
+            with _writing(path, needed):
+                os.fsync(stream.fileno())
+        with _writing(path, needed):
+            os.replace(temporary, path)
+            fsync_directory(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return digest.hexdigest()
+
+
+def _data_order(tasks: Sequence[TensorTask]) -> list[TensorTask]:
+    # Widest items first keeps every tensor aligned to its item size, as the safetensors library does.
+    return sorted(tasks, key=lambda task: (-itemsize(task.dtype), task.name))
+
+
+def _header(ordered: Sequence[TensorTask]) -> bytes:
+    """The length prefix and the JSON, its keys sorted by name, padded with spaces to the alignment."""
+    entries: dict[str, Any] = {}
+    offset = 0
+    for task in ordered:
+        if task.name in entries or task.name == "__metadata__":
+            raise InputError(f"tensor {shown(task.name)} cannot be written: the name is taken")
+        span = [offset, offset + task.nbytes]
+        entries[task.name] = {"dtype": _CODES[task.dtype], "shape": list(task.shape), "data_offsets": span}
+        offset += task.nbytes
+    document = {"__metadata__": {"format": "pt"}} | dict(sorted(entries.items()))
+    text = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-(len(text) + 8) % _ALIGNMENT)
+    if len(text) > MAX_HEADER_BYTES:
+        raise InputError(f"{len(ordered)} tensors make a header of {len(text)} bytes, at most {MAX_HEADER_BYTES}")
+    return len(text).to_bytes(8, "little") + text
+
+
+def _with_header(header: bytes, chunks: Iterator[memoryview]) -> Iterator[memoryview]:
+    yield memoryview(header)
+    yield from chunks
+
+
+def _chunks(ordered: Sequence[TensorTask], jobs: int) -> Generator[memoryview, None, None]:
+    """The data section in order, computed ahead by a window of jobs + 1 chunks."""
+    work = ((task, start, stop) for task in ordered for start, stop in chunk_grid(task.shape, itemsize(task.dtype)))
+    pool = ThreadPoolExecutor(max(1, jobs), thread_name_prefix="chunk")
+    window: deque[Future[memoryview]] = deque()
+    try:
+        for task, start, stop in work:
+            window.append(pool.submit(_compute, task, start, stop))
+            if len(window) > jobs:
+                yield window.popleft().result()
+        while window:
+            yield window.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _compute(task: TensorTask, start: int, stop: int) -> memoryview:
+    chunk = np.ascontiguousarray(task.rows(start, stop))
+    expected = (stop - start, *task.shape[1:])
+    if chunk.shape != expected or chunk.dtype != numpy_dtype(task.dtype):
+        raise TypeError(
+            f"tensor {task.name!r}: rows({start}, {stop}) returned {chunk.dtype} {chunk.shape},"
+            f" expected {task.dtype} {expected}"
+        )
+    return chunk.reshape(-1).view(np.uint8).data
+
+
+def _write_all(stream: BinaryIO, piece: memoryview) -> None:
+    while piece:
+        piece = piece[stream.write(piece) :]
+
+
+@contextlib.contextmanager
+def _writing(path: Path, needed: int) -> Iterator[None]:
+    """Turn the operating system's refusal to write into the one-line error; reads and computation raise their own."""
+    try:
+        yield
+    except OSError as error:
+        raise write_failed(path, error, needed) from None
