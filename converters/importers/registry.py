@@ -1,0 +1,53 @@
+"""The families that can be imported, and the choice among them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ultramem_deploy.errors import InputError
+
+from .base import Importer, ImportPlan, Source, described, open_source
+from .gguf import GGUFImporter
+from .llama import LLAMA
+from .mistral import MISTRAL
+from .olmo import OLMO
+from .olmo2 import OLMO2
+from .qwen2 import QWEN2
+from .qwen3 import QWEN3
+from .ultramem import UltraMemImporter
+
+IMPORTERS: tuple[Importer, ...] = (UltraMemImporter(), LLAMA, MISTRAL, QWEN2, QWEN3, OLMO, OLMO2, GGUFImporter())
+"""Every importer; detectors are exclusive, so their order does not matter."""
+
+
+def plan_import(path: Path, family: str | None = None) -> ImportPlan:
+    """Recognise the model at `path` and plan its import, from metadata and headers alone.
+
+    `family` overrides the detection. Raises ConfigError with every problem of the configuration, InputError for an
+    unknown family or architecture, or for tensors that do not fit.
+    """
+    source = open_source(path)
+    return choose_importer(source, family).plan(source)
+
+
+def choose_importer(source: Source, family: str | None = None) -> Importer:
+    """The importer of `source`. Raises InputError that says what was found, what is supported and what nearly fits."""
+    if family is not None:
+        return _named(source, family)
+    for importer in IMPORTERS:
+        if importer.detect(source):
+            return importer
+    misses = [miss for importer in IMPORTERS if (miss := importer.near_miss(source))]
+    hint = f"; {'; '.join(misses)}" if misses else ""
+    supported = ", ".join(f"{one.family} ({', '.join(one.recognises)})" for one in IMPORTERS)
+    raise InputError(f"{source.where}: unknown model: {described(source)}{hint}; supported: {supported}")
+
+
+def _named(source: Source, family: str) -> Importer:
+    for importer in IMPORTERS:
+        if importer.family == family:
+            if (source.gguf is not None) != importer.reads_gguf:
+                form = "a .gguf file" if importer.reads_gguf else "a model directory with config.json"
+                raise InputError(f"{source.where}: family {family} reads {form}, which this is not")
+            return importer
+    raise InputError(f"family: expected one of {', '.join(one.family for one in IMPORTERS)}, found {family!r}")
