@@ -1,0 +1,51 @@
+# The two commands: `make demo` and `make test`. Everything else is a part of them or a developer's tool.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help env demo test lint format plugins bench clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+env: $(STAMP) ## make .venv with an editable install
+
+# The native sources are part of the stamp: an editable install rebuilds the library when they change.
+$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(shell find plugins -type f -name '*.[ch]*' -o -name CMakeLists.txt)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: Python 3.11 or newer is needed; found $$($(PYTHON) --version). Use: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,hf,dev]'
+	@touch $@
+
+demo: env ## the main job on real weights: convert, upcycle, heal, fold, export, verify, generate
+	$(BIN)/python demo/run.py
+
+test: env ## the whole test suite
+	$(BIN)/python -m pytest -n 2
+
+lint: env ## formatting, linting and types, Python and C++
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/python -m mypy
+	git ls-files 'plugins/*.h' 'plugins/*.cpp' 'plugins/*.cu' 'plugins/*.cuh' | xargs -r $(BIN)/clang-format --dry-run --Werror
+	$(BIN)/python -m ultramem_deploy.ops.render --check
+
+format: env ## rewrite Python and C++ in the project's style
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	git ls-files 'plugins/*.h' 'plugins/*.cpp' 'plugins/*.cu' 'plugins/*.cuh' | xargs -r $(BIN)/clang-format -i
+
+plugins: env ## build the native library in build/native, warnings as errors
+	$(BIN)/cmake -S . -B build/native -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
+	$(BIN)/cmake --build build/native
+
+bench: env ## every benchmark, tables on the terminal
+	$(BIN)/python benchmarks/convert_memory.py
+	$(BIN)/python benchmarks/decode_genai.py
+
+clean: ## remove what the commands above made, downloads excepted
+	rm -rf build dist demo/out demo/report.md demo/*.png $(VENV)

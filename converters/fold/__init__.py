@@ -1,0 +1,1 @@
+"""Fold parts of a memory layer into its tables (spec §4)."""

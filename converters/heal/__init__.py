@@ -1,0 +1,1 @@
+"""Train memory layers on text so that their tables hold something."""

@@ -1,0 +1,102 @@
+"""Attention: queries, keys and values for both targets, and which of the two forms computes the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from onnx import TensorProto
+
+from ...spec import DecoderSpec
+from .dialect import Portable
+from .graph import Graph
+
+
+@dataclass
+class Inputs:
+    """The graph inputs that attention reads, and values that all layers share (made when first asked for)."""
+
+    graph: Graph
+    decoder: DecoderSpec
+    input_ids: str = "input_ids"
+    attention_mask: str = "attention_mask"
+
+    @cached_property
+    def batch(self) -> str:
+        """B, int64 [1]."""
+        return self.graph.size(self.input_ids, 0)
+
+    @cached_property
+    def length(self) -> str:
+        """S, int64 [1]."""
+        return self.graph.size(self.input_ids, 1)
+
+    @cached_property
+    def past(self) -> str:
+        """P, int64 [1]."""
+        return self.graph.size("past_key_values.0.key", 2)
+
+    @cached_property
+    def total(self) -> str:
+        """P + S, int64 [1]."""
+        return self.graph.op("Add", self.past, self.length)
+
+    @cached_property
+    def _shapes(self) -> dict[tuple[int, ...], str]:
+        return {}
+
+    def shape(self, *tail: int) -> str:
+        """The shape [B, S, *tail], int64."""
+        if tail not in self._shapes:
+            self._shapes[tail] = self.graph.op("Concat", self.batch, self.length, self.graph.constant(tail), axis=0)
+        return self._shapes[tail]
+
+    def kv_shape(self, tokens: str) -> tuple[str | int, ...]:
+        return ("batch_size", self.decoder.num_kv_heads, tokens, self.decoder.head_dim)
+
+
+def cache_names(layer: int, prefix: str) -> tuple[str, str]:
+    """Names of a layer's key and value cache tensors; `prefix` is past_key_values or present."""
+    return f"{prefix}.{layer}.key", f"{prefix}.{layer}.value"
+
+
+def declare_cache(inputs: Inputs) -> None:
+    """Add past_key_values.{i} inputs and present.{i} outputs, float32 [B, kv_heads, tokens, head_dim]."""
+    for layer in range(inputs.decoder.num_layers):
+        for past, present in zip(cache_names(layer, "past_key_values"), cache_names(layer, "present"), strict=True):
+            inputs.graph.add_input(past, TensorProto.FLOAT, inputs.kv_shape("past_sequence_length"))
+            inputs.graph.add_output(present, TensorProto.FLOAT, inputs.kv_shape("total_sequence_length"))
+
+
+def linear(dialect: Portable, x: str, name: str, bias: bool) -> str:
+    """The checkpoint's linear layer `name`."""
+    g = dialect.graph
+    return dialect.linear(x, g.weight(f"{name}.weight"), g.weight(f"{name}.bias") if bias else None)
+
+
+def project(dialect: Portable, decoder: DecoderSpec, layer: int, x: str) -> tuple[str, str, str]:
+    """Queries, keys and values with heads side by side on the last axis, normalised and clipped as in the model."""
+    prefix = f"model.layers.{layer}.self_attn"
+    out = []
+    for part, heads in (("q", decoder.num_heads), ("k", decoder.num_kv_heads), ("v", decoder.num_kv_heads)):
+        with dialect.graph.scope(part):
+            y = linear(dialect, x, f"{prefix}.{part}_proj", decoder.qkv_bias)
+            out.append(_conditioned(dialect, decoder, y, part, f"{prefix}.{part}_norm", heads))
+    return out[0], out[1], out[2]
+
+
+def _conditioned(dialect: Portable, decoder: DecoderSpec, y: str, part: str, norm: str, heads: int) -> str:
+    g, width, normed = dialect.graph, decoder.head_dim, part != "v"
+    if normed and decoder.qk_norm == "projection":
+        y = dialect.norm(y, decoder.norm, norm, heads * width)
+    if decoder.clip_qkv is not None:
+        low, high = (g.constant(sign * decoder.clip_qkv, "float32") for sign in (-1, 1))
+        y = g.op("Clip", y, low, high)
+    if normed and decoder.qk_norm == "head":
+        return dialect.norm(g.reshape(y, -1, heads, width), decoder.norm, norm, width)
+    return y
+
+
+def window_of(decoder: DecoderSpec, layer: int) -> int | None:
+    """The sliding window of a layer, None where it sees everything."""
+    return decoder.sliding_window if layer in decoder.sliding_layers else None

@@ -1,0 +1,133 @@
+"""A memory layer as a graph: the operators of ai.ultramem between standard ones (model/memory.py is the reference)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...ops import DOMAIN
+from ...ops.sparse_gate import ACTIVATIONS
+from ...spec import MemoryLayerSpec, ModelSpec
+from .dialect import Portable
+
+
+class MemoryGraph:
+    """Adds memory layer `index` of a model to a graph."""
+
+    def __init__(self, dialect: Portable, model: ModelSpec, index: int) -> None:
+        self.dialect, self.graph, self.model, self.index = dialect, dialect.graph, model, index
+        self.spec: MemoryLayerSpec = model.memory[index]
+        self.table = model.tables[self.spec.table]
+        self.prefix = f"memory.{index}"
+
+    def __call__(self, hidden: str) -> str:
+        """hidden [T, d] -> [T, d], named memory.{i}.output; the choice is memory.{i}.scores and .indices."""
+        s, g = self.spec, self.graph
+        row, col = self._key_scores(hidden)
+        names = [f"{self.prefix}.scores", f"{self.prefix}.indices"]
+        raw, indices = g.ops(f"{DOMAIN}::TuckerTopK", 2, row, col, *self._factors(), out=names, k=s.top_m)
+        scores = self._weights(raw)
+        addresses = self._addresses(indices)
+        if self.table.pre_value_width:
+            scores = g.op("Mul", scores, g.op("Unsqueeze", self._gate(hidden, addresses), g.constant([2])))
+        looked_up = self._lookup(addresses, scores)
+        return g.op("Identity", self._project(looked_up, hidden), out=f"{self.prefix}.output")
+
+    def _key_scores(self, hidden: str) -> tuple[str, str]:
+        """[T, H, R, n] of both sides; additive keys become rank 2: [s, 1] and [1, s]."""
+        s, g = self.spec, self.graph
+        query = self.dialect.linear(hidden, g.weight(f"{self.prefix}.query.weight"))
+        query = g.reshape(query, -1, s.query_heads, 2, s.key_width)
+        if s.query_norm:
+            query = self.dialect.norm(query, s.query_norm, f"{self.prefix}.query_norm", s.key_width)
+        names = [f"{self.prefix}.row_scores", f"{self.prefix}.col_scores"]
+        if s.scoring == "tucker":
+            return self._side(query, 0, names[0]), self._side(query, 1, names[1])
+        row, col = self._side(query, 0), self._side(query, 1)
+        row_ones, col_ones = self._ones(row), self._ones(col)
+        return (
+            g.op("Concat", row, row_ones, axis=2, out=names[0]),
+            g.op("Concat", col_ones, col, axis=2, out=names[1]),
+        )
+
+    def _side(self, query: str, side: int, out: str | None = None) -> str:
+        s, g = self.spec, self.graph
+        n, rank = (s.row_keys, s.col_keys)[side], s.rank if s.scoring == "tucker" else 1
+        queries = g.op("Gather", query, g.constant(side), axis=2)
+        keys = self._keys(("row_keys", "col_keys")[side], rank * n)
+        if s.query_heads == 1:
+            flat = self.dialect.linear(g.reshape(queries, -1, s.key_width), keys)
+            return g.op("Reshape", flat, g.constant([-1, s.heads, rank, n]), out=out)
+        per_head = self.dialect.matmul_transposed(g.op("Transpose", queries, perm=[1, 0, 2]), keys)
+        tokens_first = g.op("Transpose", per_head, perm=[1, 0, 2])
+        return g.op("Reshape", tokens_first, g.constant([-1, s.heads, rank, n]), out=out)
+
+    def _keys(self, name: str, per_head: int) -> str:
+        """Keys of one side, [H*R*n, kdim] for a shared query, else [H, R*n, kdim]."""
+        s = self.spec
+        shape = (s.heads * per_head, s.key_width) if s.query_heads == 1 else (s.heads, per_head, s.key_width)
+        source = f"export.{self.prefix}.{name}" if s.key_norm else f"{self.prefix}.{name}"
+        return self.graph.weight(source, shape)
+
+    def _ones(self, like: str) -> str:
+        one = self.graph.constant([1.0], "float32")
+        return self.graph.op("Expand", one, self.graph.op("Shape", like))
+
+    def _factors(self) -> tuple[str, str, str]:
+        """u, v and the cores; additive scoring is u = [1, 0], v = [0, 1], core = identity."""
+        g, heads = self.graph, self.spec.heads
+        if self.spec.scoring == "tucker":
+            return g.weight(f"{self.prefix}.u"), g.weight(f"{self.prefix}.v"), g.weight(f"{self.prefix}.core")
+        eye = np.eye(2)
+        sides = [g.constant(np.tile(eye[i], (heads, 1)), "float32") for i in (0, 1)]
+        return sides[0], sides[1], g.constant(np.tile(eye, (1, heads, 1, 1)), "float32")
+
+    def _weights(self, raw: str) -> str:
+        if self.spec.score_function == "none":
+            return raw
+        s, g = self.spec, self.graph
+        soft = g.op("Softmax", g.reshape(raw, -1, s.heads, s.top_m, s.cores), axis=2)
+        return g.reshape(soft, -1, s.taken, s.cores)
+
+    def _addresses(self, indices: str) -> str:
+        """Virtual indices -> block*N + row, int64; steps that change nothing are left out."""
+        s, g, rows = self.spec, self.graph, self.table.rows
+        sigma = indices
+        if s.shuffle:
+            sigma = g.op("Gather", g.stored(f"{self.prefix}.shuffle"), indices, axis=0)
+            sigma = sigma if g.dtype(f"{self.prefix}.shuffle") == "int64" else g.cast(sigma, 7)
+        row = g.op("Mod", sigma, g.constant(s.slots)) if s.blocks > 1 else sigma
+        if s.offset:
+            row = g.op("Add", row, g.constant(s.offset))
+        if s.offset + s.slots > rows:
+            row = g.op("Mod", row, g.constant(rows))
+        if s.output_blocks == 1:
+            return row
+        block = g.op("Div", sigma, g.constant(s.slots))
+        return g.op("Add", g.op("Mul", block, g.constant(rows)), row)
+
+    def _gate(self, hidden: str, addresses: str) -> str:
+        g = self.graph
+        x = self.dialect.linear(hidden, g.weight(f"{self.prefix}.pre_query.weight"))
+        table = g.stored(f"tables.{self.spec.table}.pre_values")
+        activation = ACTIVATIONS.index(self.spec.gate_activation)
+        return g.op(f"{DOMAIN}::SparseGate", table, addresses, x, activation=activation)
+
+    def _lookup(self, addresses: str, scores: str) -> str:
+        s, g, name = self.spec, self.graph, f"tables.{self.spec.table}.values"
+        if not s.expanded:
+            return g.op(f"{DOMAIN}::SparseLookup", g.stored(name), addresses, scores, blocks=s.output_blocks)
+        # An expanded row is M rows of d numbers, one a core: the plain lookup on the same bytes, seen as [N*M, d].
+        table = g.stored(name, (self.table.rows * s.cores, self.model.decoder.hidden_size))
+        first = g.op("Unsqueeze", g.op("Mul", addresses, g.constant(s.cores)), g.constant([2]))
+        spread = g.reshape(g.op("Add", first, g.constant(np.arange(s.cores))), -1, s.taken * s.cores)
+        weights = g.reshape(scores, -1, s.taken * s.cores, 1)
+        return g.op(f"{DOMAIN}::SparseLookup", table, spread, weights, blocks=1)
+
+    def _project(self, looked_up: str, hidden: str) -> str:
+        g = self.graph
+        if self.spec.expanded:
+            return looked_up
+        if self.spec.output_gate:
+            gate = self.dialect.linear(hidden, g.weight(f"{self.prefix}.output_gate.weight"))
+            looked_up = g.op("Mul", looked_up, self.dialect.activation(gate, "silu"))
+        return self.dialect.linear(looked_up, g.weight(f"{self.prefix}.output.weight"))

@@ -1,0 +1,83 @@
+"""Initializers that are byte ranges of the bundle's safetensors files, and the few tensors derived at export."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from onnx import TensorProto
+
+from ...checkpoint import Checkpoint, TensorInfo
+from ...errors import InputError
+from ...model.rope import inverse_frequencies
+from ...spec import DecoderSpec, ModelSpec, NormSpec
+
+EXPORT_FILE = "model-export.safetensors"
+ROPE_POSITIONS = 131072
+
+ONNX_TYPES: Mapping[str, int] = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+    "int64": TensorProto.INT64,
+    "int32": TensorProto.INT32,
+    "int8": TensorProto.INT8,
+    "uint8": TensorProto.UINT8,
+}
+
+
+def external_tensor(info: TensorInfo, name: str, shape: Sequence[int]) -> TensorProto:
+    """An initializer `name` whose data are the bytes of `info`, seen as `shape`; raises InputError for other dtypes."""
+    if info.dtype not in ONNX_TYPES:
+        raise InputError(f"tensor {info.name}: dtype {info.dtype} cannot be exported; expected {', '.join(ONNX_TYPES)}")
+    if math.prod(shape) != math.prod(info.shape):
+        raise ValueError(f"{info.name}: {list(info.shape)} cannot be seen as {list(shape)}")
+    tensor = TensorProto(name=name, data_type=ONNX_TYPES[info.dtype], dims=shape)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", info.file.name), ("offset", info.offset), ("length", info.nbytes)):
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
+
+
+def derived_tensors(spec: ModelSpec, checkpoint: Checkpoint, target: str) -> dict[str, np.ndarray]:
+    """float32 arrays that the graph reads and the checkpoint does not hold: normalised keys, rotary caches."""
+    derived: dict[str, np.ndarray] = {}
+    for index, layer in enumerate(spec.memory):
+        for side in ("row_keys", "col_keys") if layer.key_norm else ():
+            derived[f"export.memory.{index}.{side}"] = _normalised(checkpoint, index, side, layer.key_norm)
+    if target == "ort" and grouped(spec.decoder):
+        derived |= rope_caches(spec.decoder)
+    return derived
+
+
+def grouped(decoder: DecoderSpec) -> bool:
+    """Whether GroupQueryAttention takes these sizes: its rotation wants head sizes in steps of 16."""
+    return decoder.head_dim % 16 == 0
+
+
+def rope_positions(decoder: DecoderSpec) -> int:
+    """Positions that the rotary caches cover."""
+    return min(decoder.max_positions, ROPE_POSITIONS)
+
+
+def rope_caches(decoder: DecoderSpec) -> dict[str, np.ndarray]:
+    """Cosines and sines [positions, head_dim/2] for GroupQueryAttention."""
+    positions = np.arange(rope_positions(decoder), dtype=np.float32)
+    angles = positions[:, None] * inverse_frequencies(decoder.rope, decoder.head_dim)
+    return {"export.rope.cos": np.cos(angles), "export.rope.sin": np.sin(angles)}
+
+
+def _normalised(checkpoint: Checkpoint, index: int, side: str, norm: NormSpec | None) -> np.ndarray:
+    """Keys do not depend on the input, so their norm is applied once, here."""
+    keys: np.ndarray = checkpoint.array(f"memory.{index}.{side}").astype(np.float32)
+    if norm is None:
+        return keys
+    if norm.kind == "layer":
+        keys = keys - keys.mean(-1, keepdims=True)
+    keys = keys / np.sqrt(np.square(keys).mean(-1, keepdims=True) + np.float32(norm.eps))
+    if norm.affine:
+        keys = keys * checkpoint.array(f"memory.{index}.key_norm.weight").astype(np.float32)
+    if norm.affine and norm.bias:
+        keys = keys + checkpoint.array(f"memory.{index}.key_norm.bias").astype(np.float32)
+    return keys

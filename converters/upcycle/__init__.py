@@ -1,0 +1,1 @@
+"""Turn dense models into models with memory layers."""

@@ -1,0 +1,177 @@
+"""Add UltraMem memory layers beside a dense model's FFNs without changing what it computes.
+
+The output projection starts at zero, so the memory adds exactly 0 until it is trained (P2 keeps the FFN; zero
+initialisation of a parallel branch is standard). Everything else is initialised as P1's published code does.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ultramem_deploy.checkpoint import TensorTask, numpy_dtype
+from ultramem_deploy.errors import InputError
+from ultramem_deploy.layout import memory_layout
+from ultramem_deploy.spec import MemoryLayerSpec, ModelSpec, NormSpec, TableSpec
+
+CORES = RANK = 2
+VALUE_STD = 0.02
+
+
+@dataclass(frozen=True)
+class IdentityOptions:
+    """Sizes of the added layers. `paths` is "read:write/read:write/…", or "auto" for three late skip paths."""
+
+    paths: str = field(default="auto", metadata={"help": "Block pairs read:write/read:write/…, or auto."})
+    knum: int = field(default=128, metadata={"help": "Physical keys a side: a table has knum*knum rows."})
+    key_width: int = field(default=192, metadata={"help": "Width of a key."})
+    value_width: int = field(default=256, metadata={"help": "Width of a table row."})
+    top_m: int = field(default=16, metadata={"help": "Values taken a head."})
+    heads: int = field(default=2, metadata={"help": "Retrieval heads."})
+    blocks: int = field(default=4, metadata={"help": "Virtual blocks a table: the implicit value expansion."})
+    seed: int = field(default=0, metadata={"help": "Seed of the initial values."})
+
+
+def parse_paths(paths: str, num_layers: int) -> list[tuple[int, int]]:
+    """Block pairs of "a:b/c:d" (spec §3, Placement). Raises InputError where they are malformed or overlap."""
+    if paths == "auto":
+        return auto_paths(num_layers)
+    try:
+        pairs = [(int(a), int(b)) for a, b in (part.split(":") for part in paths.split("/"))]
+    except ValueError:
+        raise InputError(f"--paths: expected read:write/read:write/…, found {paths!r}") from None
+    last = -1
+    for read, write in pairs:
+        if not last < read <= write < num_layers:
+            raise InputError(
+                f"--paths: {read}:{write}: expected increasing, non-overlapping blocks within 0..{num_layers - 1}"
+            )
+        last = write
+    return pairs
+
+
+def auto_paths(num_layers: int) -> list[tuple[int, int]]:
+    """Up to three skip paths over the upper 60% of the blocks: the lower ones then need no gradient while healing."""
+    first = num_layers * 2 // 5
+    step = max(1, (num_layers - first) // 3)
+    span = step // 2
+    reads = [first + step * i for i in range(3) if first + step * i + span < num_layers]
+    return [(read, read + span) for read in reads]
+
+
+def upcycled_spec(spec: ModelSpec, options: IdentityOptions) -> ModelSpec:
+    """The description with the memory layers added. Raises InputError for sizes that cannot work."""
+    if spec.memory:
+        raise InputError(f"upcycle: the model already has {len(spec.memory)} memory layers; start from the dense one")
+    for name in ("knum", "key_width", "value_width", "top_m", "heads", "blocks"):
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')}: must be positive, found {getattr(options, name)}")
+    if options.seed < 0:
+        raise InputError(f"--seed: must not be negative, found {options.seed}")
+    if options.value_width % CORES:
+        raise InputError(f"--value-width: must be a multiple of the {CORES} cores, found {options.value_width}")
+    rows = options.knum**2
+    pairs = parse_paths(options.paths, spec.decoder.num_layers)
+    tables = {f"layer{i}": TableSpec(rows, options.value_width) for i in range(len(pairs))}
+    layers = tuple(_layer(pair, f"layer{i}", options) for i, pair in enumerate(pairs))
+    return ModelSpec.from_config(replace(spec, memory=layers, tables=tables).to_config(), "upcycle")
+
+
+def _layer(pair: tuple[int, int], table: str, options: IdentityOptions) -> MemoryLayerSpec:
+    norm = NormSpec("rms", 1e-5)
+    row_factor = next(f for f in range(math.isqrt(options.blocks), 0, -1) if options.blocks % f == 0)
+    return MemoryLayerSpec(
+        kind="ultramem_v1",
+        read_block=pair[0],
+        write_block=pair[1],
+        heads=options.heads,
+        top_m=options.top_m,
+        row_keys=options.knum * row_factor,
+        col_keys=options.knum * (options.blocks // row_factor),
+        key_width=options.key_width,
+        table=table,
+        slots=options.knum**2,
+        rank=RANK,
+        cores=CORES,
+        query_norm=norm,
+        key_norm=norm,
+        blocks=options.blocks,
+        shuffle=True,
+    )
+
+
+def memory_tasks(spec: ModelSpec, dtype: str, seed: int) -> list[TensorTask]:
+    """The initial tensors of every memory layer of `spec` (not the tables); `dtype` is that of the weights."""
+    tasks = []
+    for index, layer in enumerate(spec.memory):
+        core = _generator(seed, f"memory.{index}.core").random((CORES, layer.heads, RANK, RANK), dtype=np.float32)
+        u, v = rank_one(core.sum(0))
+        fixed = {"core": core, "u": u, "v": v}
+        for name, tensor in memory_layout(layer, spec).items():
+            full = f"memory.{index}.{name}"
+            if name == "shuffle":
+                tasks.append(TensorTask.of(full, _generator(seed, full).permutation(layer.virtual_slots)))
+            elif name in fixed:
+                tasks.append(_cast_task(full, fixed[name], dtype))
+            elif name == "output.weight":
+                tasks.append(_cast_task(full, np.zeros(tensor.shape, np.float32), dtype))
+            elif name.endswith("norm.weight"):
+                scale = np.float32(layer.key_width**-0.33)
+                tasks.append(_cast_task(full, np.full(tensor.shape, scale), dtype))
+            else:
+                tasks.append(random_task(full, tensor.shape, dtype, layer.key_width**-0.5, seed))
+    return tasks
+
+
+def table_tasks(spec: ModelSpec, dtype: str, seed: int) -> list[TensorTask]:
+    """The initial value tables."""
+    return [
+        random_task(f"tables.{name}.values", (table.rows, table.value_width), dtype, VALUE_STD, seed)
+        for name, table in spec.tables.items()
+    ]
+
+
+def rank_one(core: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """u, v [H, R]: leading singular vectors of the summed core [H, R, R], with sum(u) >= 0.
+
+    The sign decides which rows are the top ones (spec §2); a non-negative core has non-negative leading vectors.
+    """
+    left, _, right = np.linalg.svd(core.astype(np.float64))
+    u, v = left[..., 0], right[..., 0, :]
+    sign = np.where(u.sum(-1, keepdims=True) < 0, -1.0, 1.0)
+    return (u * sign).astype(np.float32), (v * sign).astype(np.float32)
+
+
+def random_task(name: str, shape: tuple[int, ...], dtype: str, std: float, seed: int) -> TensorTask:
+    """Normal numbers that depend on the seed, the name and the row alone, whatever the chunks."""
+    return TensorTask(name, dtype, shape, _random_rows(name, shape, dtype, std, seed))
+
+
+def _random_rows(
+    name: str, shape: tuple[int, ...], dtype: str, std: float, seed: int
+) -> Callable[[int, int], np.ndarray]:
+    width = math.prod(shape[1:])
+    step = max(1, (1 << 18) // width)
+
+    def rows(start: int, stop: int) -> np.ndarray:
+        parts = [
+            _generator(seed, name, block).standard_normal((step, width), dtype=np.float32)
+            for block in range(start // step, -(-stop // step))
+        ]
+        offset = start // step * step
+        values = np.concatenate(parts)[start - offset : stop - offset]
+        return (values * np.float32(std)).reshape(stop - start, *shape[1:]).astype(numpy_dtype(dtype))
+
+    return rows
+
+
+def _cast_task(name: str, array: np.ndarray, dtype: str) -> TensorTask:
+    return TensorTask.of(name, array.astype(numpy_dtype(dtype)))
+
+
+def _generator(seed: int, name: str, block: int = 0) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32(name.encode()), block])

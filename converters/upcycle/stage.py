@@ -1,0 +1,66 @@
+"""The stage `upcycle`: a dense canonical checkpoint in, one with memory layers out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ultramem_deploy.checkpoint import Checkpoint, Stage, source_record
+from ultramem_deploy.checkpoint.carry import carry
+from ultramem_deploy.errors import InputError
+from ultramem_deploy.planning import parameter_counts
+from ultramem_deploy.runtime.tokenizer import companion_files
+from ultramem_deploy.spec import ModelSpec
+
+from .identity import IdentityOptions, memory_tasks, table_tasks, upcycled_spec
+
+METHODS = ("identity",)
+
+
+def upcycle_checkpoint(
+    src: Path,
+    out: Path,
+    *,
+    method: str = "identity",
+    options: IdentityOptions | None = None,
+    overwrite: bool = False,
+    copy: bool = False,
+    jobs: int | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> dict[str, Any]:
+    """Write `out`: the decoder's shards linked, the memory layers new. Returns the receipt.
+
+    Raises InputError for an unknown method, a source that has memory layers already, or sizes that cannot work.
+    """
+    if method not in METHODS:
+        raise InputError(f"--method: expected one of {', '.join(METHODS)}, found {method!r}")
+    options = options or IdentityOptions()
+    spec = upcycled_spec(ModelSpec.load(src), options)
+    source = Checkpoint.open(src)
+    dtype = source.info("model.embed_tokens.weight").dtype
+    record = source_record(src)
+    stage_options = {"method": method, **asdict(options)}
+    with Stage(
+        out, "upcycle", record, stage_options, overwrite=overwrite, copy=copy, jobs=jobs, progress=progress
+    ) as stage:
+        if not stage.up_to_date:
+            carry(stage, source, source.tensors)
+            stage.write_tensors("memory", memory_tasks(spec, dtype, options.seed))
+            stage.write_tensors("tables", table_tasks(spec, dtype, options.seed))
+            stage.write_json("config.json", spec.to_config())
+            for file in companion_files(src):
+                stage.link_file(file)
+            # Zero times a finite number is zero: the memory adds nothing until its output projection is trained.
+            stage.receipt = _receipt(spec, method)
+    return _receipt(spec, method) | {"up_to_date": stage.up_to_date}
+
+
+def _receipt(spec: ModelSpec, method: str) -> dict[str, Any]:
+    return {
+        "method": method,
+        "memory_layers": [f"{s.read_block}:{s.write_block}" for s in spec.memory],
+        "preserving": "exact at step 0: the output projections are zero",
+        **parameter_counts(spec),
+    }

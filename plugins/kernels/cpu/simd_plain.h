@@ -1,0 +1,34 @@
+// Vectors of one float, for any machine; the compiler may widen the loops. Defines what a Simd type must offer.
+#pragma once
+
+#include <cstdint>
+
+#include "number.h"
+
+namespace ultramem {
+namespace {
+
+struct Simd {
+  using Vector = float;
+  static constexpr std::int64_t kWidth = 1;
+
+  static Vector splat(float value) { return value; }
+  template <typename T>
+  static Vector load(const T* from) {
+    return to_float(*from);
+  }
+  template <typename T>
+  static void store(T* to, Vector value) {
+    from_float(value, to);
+  }
+  static Vector multiply_add(Vector a, Vector b, Vector c) { return a * b + c; }
+  static Vector add(Vector a, Vector b) { return a + b; }
+  static float sum(Vector value) { return value; }
+  // NaN becomes +infinity, so that comparisons order every lane.
+  static Vector ordered(Vector value) { return value == value ? value : __builtin_inff(); }
+  // One bit a lane: a > b.
+  static std::uint32_t greater(Vector a, Vector b) { return a > b ? 1u : 0u; }
+};
+
+}  // namespace
+}  // namespace ultramem

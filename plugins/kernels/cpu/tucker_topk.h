@@ -1,0 +1,139 @@
+// TuckerTopK on one instruction set.
+//
+//   row_scores [tokens, H, R, n_row], col_scores [tokens, H, R, n_col], u and v [H, R], core [M, H, R, R], all of T
+//   scores [tokens, H*k, M] of T; indices [tokens, H*k]
+//
+// An item is one head of one token. Nothing is allocated: everything between the stages lies in TuckerTopKScratch.
+#pragma once
+
+#include <cstdint>
+
+#include "selector.h"
+
+namespace ultramem {
+namespace {
+
+// Up to kWidth numbers at `from`, whichever way is safe.
+template <typename T>
+Vector load_up_to(const T* from, std::int64_t count) {
+  return count >= Simd::kWidth ? Simd::load(from) : load_partial(from, count);
+}
+
+// The sums over r of weights[r] * scores[r, at .. at + kWidth), for scores [rank, n].
+template <typename T, typename W>
+Vector weigh(const T* scores, const W* weights, std::int64_t rank, std::int64_t n, std::int64_t at) {
+  Vector sums = Simd::splat(0);
+  for (std::int64_t r = 0; r < rank; ++r) {
+    sums = Simd::multiply_add(Simd::splat(to_float(weights[r])), load_up_to(scores + r * n + at, n - at), sums);
+  }
+  return sums;
+}
+
+// Offers every position of scores [rank, n], weighted by weights [rank], counting from `base`.
+template <typename T, typename W>
+void offer_all(Selector& selector, const T* scores, const W* weights, std::int64_t rank, std::int64_t n,
+               std::int64_t base) {
+  for (std::int64_t at = 0; at < n; at += Simd::kWidth) {
+    const std::int64_t count = n - at < Simd::kWidth ? n - at : Simd::kWidth;
+    selector.offer(weigh(scores, weights, rank, n, at), base + at, count);
+  }
+}
+
+// Stage 1 of one side: the best `keep` positions into `best`, and their scores of each rank into kept [rank, keep].
+template <typename T>
+void keep_side(const T* scores, const T* weights, std::int64_t rank, std::int64_t n, std::int64_t keep, Candidate* best,
+               float* kept) {
+  Selector selector(best, keep);
+  offer_all(selector, scores, weights, rank, n, 0);
+  selector.finish();
+  for (std::int64_t r = 0; r < rank; ++r) {
+    for (std::int64_t i = 0; i < keep; ++i) kept[r * keep + i] = to_float(scores[r * n + best[i].position()]);
+  }
+}
+
+template <typename T>
+class TuckerTopK {
+ public:
+  TuckerTopK(const UltramemTuckerTopK& problem, void* scratch) : p_(problem), s_(problem, scratch) {}
+
+  void run(std::int64_t token, std::int64_t head) {
+    const std::int64_t item = token * p_.heads + head;
+    const auto* row_scores = static_cast<const T*>(p_.row_scores) + item * p_.rank * p_.n_row;
+    const auto* col_scores = static_cast<const T*>(p_.col_scores) + item * p_.rank * p_.n_col;
+    const auto* u = static_cast<const T*>(p_.u) + head * p_.rank;
+    const auto* v = static_cast<const T*>(p_.v) + head * p_.rank;
+    keep_side(row_scores, u, p_.rank, p_.n_row, s_.k_row, s_.rows, s_.row);
+    keep_side(col_scores, v, p_.rank, p_.n_col, s_.k_col, s_.cols, s_.col);
+    read_cores(head);
+    keep_pairs();
+    write(item);
+  }
+
+ private:
+  void read_cores(std::int64_t head) {
+    const std::int64_t size = p_.rank * p_.rank;
+    float* sum = s_.cores + p_.cores * size;
+    for (std::int64_t e = 0; e < size; ++e) sum[e] = 0;
+    for (std::int64_t c = 0; c < p_.cores; ++c) {
+      const T* core = static_cast<const T*>(p_.core) + (c * p_.heads + head) * size;
+      for (std::int64_t e = 0; e < size; ++e) sum[e] += s_.cores[c * size + e] = to_float(core[e]);
+    }
+  }
+
+  // Stage 2: the best k of the kept grid by the summed core.
+  void keep_pairs() {
+    const float* sum = s_.cores + p_.cores * p_.rank * p_.rank;
+    Selector selector(s_.pairs, p_.k);
+    for (std::int64_t i = 0; i < s_.k_row; ++i) {
+      for (std::int64_t b = 0; b < p_.rank; ++b) {
+        s_.left[b] = 0;
+        for (std::int64_t a = 0; a < p_.rank; ++a) s_.left[b] += s_.row[a * s_.k_row + i] * sum[a * p_.rank + b];
+      }
+      offer_all(selector, s_.col, s_.left, p_.rank, s_.k_col, i * s_.k_col);
+    }
+    selector.finish();
+  }
+
+  void write(std::int64_t item) const {
+    for (std::int64_t q = 0; q < p_.k; ++q) {
+      const std::int64_t i = s_.pairs[q].position() / s_.k_col, j = s_.pairs[q].position() % s_.k_col;
+      const std::int64_t at = item * p_.k + q;
+      p_.indices[at] = s_.rows[i].position() * p_.n_col + s_.cols[j].position();
+      for (std::int64_t c = 0; c < p_.cores; ++c) {
+        from_float(core_score(c, i, j), static_cast<T*>(p_.scores) + at * p_.cores + c);
+      }
+    }
+  }
+
+  // row[:, i]^T core_c col[:, j]
+  float core_score(std::int64_t c, std::int64_t i, std::int64_t j) const {
+    const float* core = s_.cores + c * p_.rank * p_.rank;
+    float score = 0;
+    for (std::int64_t a = 0; a < p_.rank; ++a) {
+      for (std::int64_t b = 0; b < p_.rank; ++b) {
+        score += s_.row[a * s_.k_row + i] * core[a * p_.rank + b] * s_.col[b * s_.k_col + j];
+      }
+    }
+    return score;
+  }
+
+  const UltramemTuckerTopK& p_;
+  TuckerTopKScratch s_;
+};
+
+template <typename T>
+UltramemStatus tucker_topk(const UltramemTuckerTopK& problem, UltramemRange items, void* scratch) {
+  TuckerTopK<T> kernel(problem, scratch);
+  for (std::int64_t item = items.begin; item < items.end; ++item) {
+    kernel.run(item / problem.heads, item % problem.heads);
+  }
+  return {ULTRAMEM_OK, 0, 0, 0};
+}
+
+inline UltramemStatus tucker_topk_any(const UltramemTuckerTopK& problem, UltramemRange items, void* scratch) {
+  return problem.type == ULTRAMEM_FLOAT32 ? tucker_topk<float>(problem, items, scratch)
+                                          : tucker_topk<Half>(problem, items, scratch);
+}
+
+}  // namespace
+}  // namespace ultramem

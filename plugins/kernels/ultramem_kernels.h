@@ -1,0 +1,130 @@
+// The operators' kernels as plain C: pointers, shapes and element types in, status out. Nothing here knows a host.
+//
+// Every call works on a range of the problem, so that a host can spread one problem over its own threads: the results
+// do not depend on how it is cut. Tensors are dense and row-major, except that table rows may be padded (row_stride).
+// Element types: `type` is float32 or float16 (activations, scores, outputs); tables may also be bfloat16. Arithmetic
+// is in float32. Sizes and offsets are 64-bit and counted in elements.
+#ifndef ULTRAMEM_KERNELS_H_
+#define ULTRAMEM_KERNELS_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+// What a library that contains the kernels also offers to its users (a host's doctor, say).
+#define ULTRAMEM_PUBLIC __attribute__((visibility("default")))
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum UltramemType { ULTRAMEM_FLOAT32 = 0, ULTRAMEM_FLOAT16 = 1, ULTRAMEM_BFLOAT16 = 2 } UltramemType;
+
+typedef enum UltramemCode {
+  ULTRAMEM_OK = 0,
+  ULTRAMEM_BAD_ADDRESS = 1,       // token, slot and address say which; outputs of the range are unspecified
+  ULTRAMEM_UNSUPPORTED_TYPE = 2,  // an element type that the kernel does not take in that place
+  ULTRAMEM_BAD_SHAPE = 3          // sizes that contradict each other, or a range outside the problem
+} UltramemCode;
+
+typedef struct UltramemStatus {
+  UltramemCode code;
+  int64_t token;
+  int64_t slot;
+  int64_t address;
+} UltramemStatus;
+
+typedef struct UltramemRange {
+  int64_t begin;
+  int64_t end;  // exclusive
+} UltramemRange;
+
+typedef struct UltramemTable {
+  const void* data;  // [rows, width]
+  UltramemType type;
+  int64_t rows;        // N
+  int64_t width;       // D
+  int64_t row_stride;  // elements from one row to the next, >= width
+} UltramemTable;
+
+// output[t, p*D + d] = sum over k with addresses[t, k] / N = p of scores[t, k, d / (D/cores)] * table[address % N, d]
+typedef struct UltramemSparseLookup {
+  UltramemTable table;       // [N, D]
+  const int64_t* addresses;  // [tokens, slots], each in [0, blocks*N)
+  const void* scores;        // [tokens, slots, cores] of `type`
+  void* output;              // [tokens, blocks*D] of `type`
+  UltramemType type;
+  int64_t tokens;
+  int64_t slots;   // K
+  int64_t cores;   // M, divides D
+  int64_t blocks;  // E
+} UltramemSparseLookup;
+
+typedef enum UltramemActivation {
+  ULTRAMEM_NONE = 0,
+  ULTRAMEM_GELU = 1,  // exact (erf)
+  ULTRAMEM_SILU = 2,
+  ULTRAMEM_SWIGLU = 3  // silu(<row[:P], x>) * <row[P:], x>
+} UltramemActivation;
+
+// gate[t, k] = activation(<table[addresses[t, k] % N], x[t]>)
+typedef struct UltramemSparseGate {
+  UltramemTable table;       // [N, P], or [N, 2P] for swiglu
+  const int64_t* addresses;  // [tokens, slots], each >= 0
+  const void* x;             // [tokens, P] of `type`
+  void* gate;                // [tokens, slots] of `type`
+  UltramemType type;
+  int64_t tokens;
+  int64_t slots;    // K
+  int64_t x_width;  // P
+  UltramemActivation activation;
+} UltramemSparseGate;
+
+// TuckerTopK numbers candidates with 32 bits: the keys of one side, and the pairs of the kept ones.
+#define ULTRAMEM_MOST_KEYS INT64_C(2147483647)
+#define ULTRAMEM_MOST_KEPT INT64_C(46340)
+
+// Stage 1 keeps the best min(k, n) rows of sum_r u_r row[r, i], and columns likewise; stage 2 the best k pairs of
+// sum_c row[:, i]^T core_c col[:, j]. Best first; a NaN ranks above every number; ties go to the smaller position
+// on the kept grid (in stage 1: of the key).
+typedef struct UltramemTuckerTopK {
+  const void* row_scores;  // [tokens, heads, rank, n_row] of `type`, as all but the indices
+  const void* col_scores;  // [tokens, heads, rank, n_col]
+  const void* u;           // [heads, rank]
+  const void* v;           // [heads, rank]
+  const void* core;        // [cores, heads, rank, rank]
+  void* scores;            // [tokens, heads*k, cores]: each core's own score of the kept pairs
+  int64_t* indices;        // [tokens, heads*k]: i*n_col + j
+  UltramemType type;
+  int64_t tokens;
+  int64_t heads;
+  int64_t rank;
+  int64_t n_row;  // <= ULTRAMEM_MOST_KEYS, as n_col
+  int64_t n_col;
+  int64_t cores;
+  int64_t k;  // 1 <= k <= min(k, n_row) * min(k, n_col), k <= ULTRAMEM_MOST_KEPT
+} UltramemTuckerTopK;
+
+// Bytes of scratch (aligned to 64) that one call needs; the caller owns it, and calls that run together need one each.
+size_t ultramem_sparse_lookup_scratch(const UltramemSparseLookup* problem);
+size_t ultramem_sparse_gate_scratch(const UltramemSparseGate* problem);
+size_t ultramem_tucker_topk_scratch(const UltramemTuckerTopK* problem);
+
+// `tokens` within [0, tokens) and `columns` within [0, D): one token can be shared among threads by columns.
+UltramemStatus ultramem_sparse_lookup(const UltramemSparseLookup* problem, UltramemRange tokens, UltramemRange columns,
+                                      void* scratch);
+// `pairs` within [0, tokens*slots).
+UltramemStatus ultramem_sparse_gate(const UltramemSparseGate* problem, UltramemRange pairs, void* scratch);
+// `items` within [0, tokens*heads).
+UltramemStatus ultramem_tucker_topk(const UltramemTuckerTopK* problem, UltramemRange items, void* scratch);
+
+// The instruction set in use, "plain", "avx2" or "avx512": the best of this machine, or what ULTRAMEM_CPU asks for.
+// Decided once a process.
+ULTRAMEM_PUBLIC const char* ultramem_cpu_isa(void);
+// What is wrong with ULTRAMEM_CPU (an unknown name, or more than this machine has), or null.
+ULTRAMEM_PUBLIC const char* ultramem_cpu_error(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif  // ULTRAMEM_KERNELS_H_

@@ -1,0 +1,127 @@
+#include "context.h"
+
+#include <array>
+#include <exception>
+#include <memory>
+#include <string>
+
+namespace ultramem::onnxruntime {
+namespace {
+
+constexpr std::size_t kAlignment = 64;
+
+bool is_allowed(const Operator& op, const Port& port, ElementType type) {
+  for (int v = 0; v < op.type_count; ++v) {
+    if (std::string(op.types[v].name) != port.type) continue;
+    for (int a = 0; a < op.types[v].allowed_count; ++a) {
+      if (op.types[v].allowed[a] == type) return true;
+    }
+  }
+  return false;
+}
+
+// Scratch that each of the host's threads keeps between runs: it only grows.
+void* thread_scratch(std::size_t bytes) {
+  thread_local std::vector<std::byte> memory;
+  if (memory.size() < bytes + kAlignment) memory.resize(bytes + kAlignment);
+  void* at = memory.data();
+  std::size_t space = memory.size();
+  return std::align(kAlignment, bytes, at, space);
+}
+
+// What the host's threads share. Exceptions must not cross the host's frames, so each task leaves its outcome here.
+struct Batch {
+  const Context::Task& task;
+  std::size_t scratch_bytes;
+  std::array<UltramemStatus, Context::kMostTasks> statuses{};
+  std::array<std::exception_ptr, Context::kMostTasks> exceptions{};
+};
+
+void run_one(void* data, std::size_t index) {
+  auto& batch = *static_cast<Batch*>(data);
+  try {
+    batch.statuses[index] = batch.task(static_cast<std::int64_t>(index), thread_scratch(batch.scratch_bytes));
+  } catch (...) {
+    batch.exceptions[index] = std::current_exception();
+  }
+}
+
+void raise(const Operator& op, const UltramemStatus& status) {
+  const std::string name = op.name;
+  switch (status.code) {
+    case ULTRAMEM_OK:
+      return;
+    case ULTRAMEM_BAD_ADDRESS:
+      throw BadInput(name + ": address " + std::to_string(status.address) + " at token " +
+                     std::to_string(status.token) + ", slot " + std::to_string(status.slot) +
+                     " lies outside the table: the indices do not belong to this table");
+    case ULTRAMEM_UNSUPPORTED_TYPE:
+      throw BadInput(name + ": the kernel does not take this combination of element types");
+    case ULTRAMEM_BAD_SHAPE:
+      throw std::logic_error(name + ": the adapter passed shapes that the kernel refuses");
+  }
+}
+
+}  // namespace
+
+std::vector<Input> Context::inputs() const {
+  std::size_t count = 0;
+  check(ort::KernelContextGetInputCount::of(api_)(host_, &count));
+  require(count == static_cast<std::size_t>(op_.input_count), op_,
+          "expected " + std::to_string(op_.input_count) + " inputs, found " + std::to_string(count));
+  std::vector<Input> all;
+  for (int i = 0; i < op_.input_count; ++i) all.push_back(input(i));
+  return all;
+}
+
+Input Context::input(int index) const {
+  const Port& port = op_.inputs[index];
+  const OrtValue* value = nullptr;
+  check(ort::KernelContextGetInput::of(api_)(host_, static_cast<std::size_t>(index), &value));
+  require(value != nullptr, op_, std::string("input ") + port.name + " is missing");
+
+  OrtTensorTypeAndShapeInfo* raw = nullptr;
+  check(ort::GetTensorTypeAndShape::of(api_)(value, &raw));
+  const std::unique_ptr<OrtTensorTypeAndShapeInfo, void (*)(OrtTensorTypeAndShapeInfo*)> info(
+      raw, ort::ReleaseTensorTypeAndShapeInfo::of(api_));
+  std::int32_t type = 0;
+  std::size_t rank = 0;
+  check(ort::GetTensorElementType::of(api_)(raw, &type));
+  check(ort::GetDimensionsCount::of(api_)(raw, &rank));
+  Shape shape(rank);
+  check(ort::GetDimensions::of(api_)(raw, shape.data(), rank));
+
+  const auto element = static_cast<ElementType>(type);
+  require(is_allowed(op_, port, element), op_,
+          std::string("input ") + port.name + " has ONNX element type " + std::to_string(type) +
+              ", which the operator does not take");
+  void* data = nullptr;
+  check(ort::GetTensorMutableData::of(api_)(const_cast<OrtValue*>(value), &data));
+  return {data, element, shape};
+}
+
+void* Context::output(int index, const Shape& shape) const {
+  OrtValue* value = nullptr;
+  check(ort::KernelContextGetOutput::of(api_)(host_, static_cast<std::size_t>(index), shape.data(), shape.size(),
+                                              &value));
+  require(value != nullptr, op_, std::string("output ") + op_.outputs[index].name + " is not connected");
+  void* data = nullptr;
+  check(ort::GetTensorMutableData::of(api_)(value, &data));
+  return data;
+}
+
+void Context::run(std::int64_t count, std::size_t scratch_bytes, const Task& task) const {
+  Batch batch{task, scratch_bytes};
+  if (count == 1) {
+    run_one(&batch, 0);
+  } else if (count > 1) {
+    const auto total = static_cast<std::size_t>(count);
+    check(ort::KernelContextParallelFor::of(api_)(host_, run_one, total, 0, &batch));
+  }
+  for (std::size_t i = 0; i < batch.statuses.size(); ++i) {
+    if (batch.exceptions[i] != nullptr) std::rethrow_exception(batch.exceptions[i]);
+    raise(op_, batch.statuses[i]);
+  }
+}
+
+}  // namespace ultramem::onnxruntime

@@ -1,0 +1,145 @@
+#include "operators.h"
+
+#include <algorithm>
+#include <string>
+
+#include "../operators.h"
+
+namespace ultramem::onnxruntime {
+namespace {
+
+// Far beyond any model, and small enough that no product of sizes overflows.
+constexpr std::int64_t kMostBlocks = 1 << 20;
+
+std::vector<Shape> shapes_of(const std::vector<Input>& inputs) {
+  std::vector<Shape> shapes;
+  for (const Input& input : inputs) shapes.push_back(input.shape);
+  return shapes;
+}
+
+// Of a table or an activation: the description allows nothing else there.
+UltramemType kernel_type(ElementType type) {
+  if (type == ElementType::kFloat32) return ULTRAMEM_FLOAT32;
+  return type == ElementType::kFloat16 ? ULTRAMEM_FLOAT16 : ULTRAMEM_BFLOAT16;
+}
+
+UltramemTable table_of(const Input& input) {
+  return {input.data, kernel_type(input.type), input.shape[0], input.shape[1], input.shape[1]};
+}
+
+void require_between(const Context& context, const char* attribute, std::int64_t value, std::int64_t most) {
+  require(1 <= value && value <= most, context.op(),
+          std::string(attribute) + " must be in [1, " + std::to_string(most) + "], found " + std::to_string(value));
+}
+
+}  // namespace
+
+void sparse_lookup(const Context& context, const std::int64_t* attributes) {
+  using namespace operators::sparse_lookup;
+  const std::vector<Input> inputs = context.inputs();
+  const BoundShapes size(context.op(), shapes_of(inputs));
+  const std::int64_t blocks = attributes[kBlocks], width = size["D"], cores = size["M"];
+  require_between(context, "blocks", blocks, kMostBlocks);
+  require(
+      cores >= 1 && width % cores == 0, context.op(),
+      "the " + std::to_string(cores) + " cores of input scores must divide the table's width " + std::to_string(width));
+
+  UltramemSparseLookup problem{};
+  problem.table = table_of(inputs[kTable]);
+  problem.addresses = static_cast<const std::int64_t*>(inputs[kAddresses].data);
+  problem.scores = inputs[kScores].data;
+  problem.output = context.output(kOutput, {size["T"], blocks * width});
+  problem.type = kernel_type(inputs[kScores].type);
+  problem.tokens = size["T"];
+  problem.slots = size["K"];
+  problem.cores = cores;
+  problem.blocks = blocks;
+  if (problem.tokens == 0) return;
+
+  // Tokens first; columns where there are fewer tokens than tasks, in steps that keep cache lines whole.
+  constexpr std::int64_t kColumnStep = 256;
+  const std::int64_t tasks = tasks_for(problem.tokens * problem.slots * width * size_of(inputs[kTable].type));
+  const std::int64_t by_token = std::min(tasks, problem.tokens);
+  const std::int64_t steps = (width + kColumnStep - 1) / kColumnStep;
+  const std::int64_t by_column = std::max<std::int64_t>(1, std::min(tasks / by_token, steps));
+  context.run(by_token * by_column, ultramem_sparse_lookup_scratch(&problem), [&](std::int64_t i, void* scratch) {
+    const UltramemRange part = part_of(steps, by_column, i % by_column);
+    const UltramemRange columns = {part.begin * kColumnStep, std::min(part.end * kColumnStep, width)};
+    return ultramem_sparse_lookup(&problem, part_of(problem.tokens, by_token, i / by_column), columns, scratch);
+  });
+}
+
+void sparse_gate(const Context& context, const std::int64_t* attributes) {
+  using namespace operators::sparse_gate;
+  static_assert(
+      static_cast<int>(Activation::kGelu) == ULTRAMEM_GELU && static_cast<int>(Activation::kSilu) == ULTRAMEM_SILU &&
+      static_cast<int>(Activation::kSwiglu) == ULTRAMEM_SWIGLU && static_cast<int>(Activation::kNone) == ULTRAMEM_NONE);
+  const std::vector<Input> inputs = context.inputs();
+  const BoundShapes size(context.op(), shapes_of(inputs));
+  const auto activation = static_cast<UltramemActivation>(attributes[kActivation]);
+  const std::int64_t width = (activation == ULTRAMEM_SWIGLU ? 2 : 1) * size["P"];
+  require(size["W"] == width, context.op(),
+          "input table must be " + std::to_string(width) + " wide (x is " + std::to_string(size["P"]) +
+              " wide, activation " + std::to_string(activation) + "), found " + std::to_string(size["W"]));
+
+  UltramemSparseGate problem{};
+  problem.table = table_of(inputs[kTable]);
+  problem.addresses = static_cast<const std::int64_t*>(inputs[kAddresses].data);
+  problem.x = inputs[kX].data;
+  problem.gate = context.output(kGate, {size["T"], size["K"]});
+  problem.type = kernel_type(inputs[kX].type);
+  problem.tokens = size["T"];
+  problem.slots = size["K"];
+  problem.x_width = size["P"];
+  problem.activation = activation;
+
+  const std::int64_t pairs = problem.tokens * problem.slots;
+  const std::int64_t tasks = std::min(pairs, tasks_for(pairs * width * size_of(inputs[kTable].type)));
+  context.run(tasks, ultramem_sparse_gate_scratch(&problem), [&](std::int64_t i, void* scratch) {
+    return ultramem_sparse_gate(&problem, part_of(pairs, tasks, i), scratch);
+  });
+}
+
+void tucker_topk(const Context& context, const std::int64_t* attributes) {
+  using namespace operators::tucker_top_k;
+  const std::vector<Input> inputs = context.inputs();
+  const BoundShapes size(context.op(), shapes_of(inputs));
+  const std::int64_t k = attributes[kK], n_row = size["n_row"], n_col = size["n_col"];
+  require_between(context, "k", k, ULTRAMEM_MOST_KEPT);
+  require(size["R"] >= 1 && size["M"] >= 1, context.op(), "input core must have at least one core and one rank");
+  require(std::max(n_row, n_col) <= ULTRAMEM_MOST_KEYS, context.op(),
+          "a side must have at most " + std::to_string(ULTRAMEM_MOST_KEYS) + " keys");
+  const std::int64_t k_row = std::min(k, n_row), k_col = std::min(k, n_col);
+  require(k_col >= 1 && (k - 1) / k_col < k_row, context.op(),
+          "k is " + std::to_string(k) + ", but " + std::to_string(n_row) + " rows and " + std::to_string(n_col) +
+              " columns leave only " + std::to_string(k_row * k_col) + " pairs");
+
+  UltramemTuckerTopK problem{};
+  problem.row_scores = inputs[kRowScores].data;
+  problem.col_scores = inputs[kColScores].data;
+  problem.u = inputs[kU].data;
+  problem.v = inputs[kV].data;
+  problem.core = inputs[kCore].data;
+  problem.scores = context.output(kScores, {size["T"], size["H"] * k, size["M"]});
+  problem.indices = static_cast<std::int64_t*>(context.output(kIndices, {size["T"], size["H"] * k}));
+  problem.type = kernel_type(inputs[kRowScores].type);
+  problem.tokens = size["T"];
+  problem.heads = size["H"];
+  problem.rank = size["R"];
+  problem.n_row = n_row;
+  problem.n_col = n_col;
+  problem.cores = size["M"];
+  problem.k = k;
+
+  // Stage 1 reads rank * (n_row + n_col) numbers, stage 2 scores k_row * k_col pairs; selecting costs about as much
+  // again.
+  constexpr std::int64_t kBytesPerScore = 8;
+  const std::int64_t items = problem.tokens * problem.heads;
+  const std::int64_t scores = problem.rank * (n_row + n_col) + k_row * k_col;
+  const std::int64_t tasks = std::min(items, tasks_for(items * scores * kBytesPerScore));
+  context.run(tasks, ultramem_tucker_topk_scratch(&problem), [&](std::int64_t i, void* scratch) {
+    return ultramem_tucker_topk(&problem, part_of(items, tasks, i), scratch);
+  });
+}
+
+}  // namespace ultramem::onnxruntime

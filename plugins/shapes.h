@@ -1,0 +1,49 @@
+// Checks the shapes that a host hands over against an operator's description, and names what does not fit.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "description.h"
+
+namespace ultramem {
+
+// What a user's model did wrong; the message names operator, port, what was expected and what was found.
+class BadInput : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+using Shape = std::vector<std::int64_t>;
+
+// "[3, 16, 2]"
+std::string to_string(const Shape& shape);
+
+// Throws BadInput unless `condition`.
+void require(bool condition, const Operator& op, const std::string& problem);
+
+// The value that each symbol of the description has in the shapes at hand.
+class BoundShapes {
+ public:
+  // Throws BadInput where a rank differs from the description, or two equal symbols have different sizes.
+  BoundShapes(const Operator& op, const std::vector<Shape>& inputs);
+
+  // The size of `symbol`, which must occur in the description.
+  std::int64_t operator[](const char* symbol) const;
+
+ private:
+  struct Binding {
+    const char* symbol;
+    const char* port;
+    std::int64_t size;
+  };
+
+  void bind(const Operator& op, const Port& port, const Shape& shape);
+  const Binding* find(const char* symbol) const;
+
+  std::vector<Binding> bindings_;
+};
+
+}  // namespace ultramem

@@ -1,0 +1,65 @@
+"""The flags agree with what they are passed to: names, defaults, choices, help."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import fields
+from typing import Any
+
+import click
+import pytest
+
+from ultramem_deploy.cli.app import VERBS
+from ultramem_deploy.converters.fold.stage import DTYPES as FOLD_DTYPES
+from ultramem_deploy.converters.fold.stage import MODES
+from ultramem_deploy.converters.heal.train import TRAINABLE, HealOptions
+from ultramem_deploy.converters.importers.convert import DTYPES
+from ultramem_deploy.converters.onnx import TARGETS
+from ultramem_deploy.converters.upcycle.identity import IdentityOptions
+from ultramem_deploy.converters.upcycle.stage import METHODS
+from ultramem_deploy.runtime.opening import RUNTIMES
+
+
+def parameters(verb: str) -> dict[str, click.Parameter]:
+    command: click.Command = importlib.import_module(f"ultramem_deploy.cli.{verb}").command
+    return {parameter.opts[0]: parameter for parameter in command.params}
+
+
+@pytest.mark.parametrize(("verb", "kind"), [("upcycle", IdentityOptions), ("heal", HealOptions)])
+def test_flags_follow_from_the_dataclass(verb: str, kind: type[Any]) -> None:
+    flags = parameters(verb)
+    for field in fields(kind):
+        flag = flags["--" + field.name.replace("_", "-")]
+        assert isinstance(flag, click.Option)
+        assert flag.default == field.default and flag.help
+        assert flag.type.convert(str(field.default), None, None) == field.default
+
+
+@pytest.mark.parametrize(
+    ("verb", "flag", "known"),
+    [
+        ("convert", "--dtype", DTYPES),
+        ("upcycle", "--method", METHODS),
+        ("heal", "--train", TRAINABLE),
+        ("fold", "--mode", MODES),
+        ("fold", "--dtype", FOLD_DTYPES),
+        ("export", "--target", TARGETS),
+        ("verify", "--runtime", RUNTIMES),
+        ("generate", "--runtime", RUNTIMES),
+    ],
+)
+def test_choices_are_those_of_the_converters(verb: str, flag: str, known: Any) -> None:
+    kind = parameters(verb)[flag].type
+    assert isinstance(kind, click.Choice)
+    assert tuple(kind.choices) == tuple(known)
+
+
+@pytest.mark.parametrize("verb", ["convert", "upcycle", "heal", "fold", "export"])
+def test_every_stage_has_the_shared_options(verb: str) -> None:
+    assert parameters(verb).keys() >= {"src", "out", "--overwrite", "--copy", "--quiet", "--json"}
+
+
+def test_every_verb_has_a_module_and_help_for_every_option() -> None:
+    for verb in VERBS:
+        for parameter in parameters(verb).values():
+            assert isinstance(parameter, click.Argument) or (isinstance(parameter, click.Option) and parameter.help)

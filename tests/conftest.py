@@ -1,0 +1,31 @@
+"""What every test may use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+
+from tests import builders
+from ultramem_deploy.spec import ModelSpec
+
+# A shared machine stalls at times: a deadline would make the property tests fail by chance.
+settings.register_profile("shared", deadline=None, derandomize=True)
+settings.load_profile("shared")
+torch.set_num_threads(2)
+
+Written = Callable[..., Path]
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Written:
+    """written(spec, name="model", **options): a random checkpoint below tmp_path; options as `write_checkpoint`."""
+
+    def write(spec: ModelSpec, name: str = "model", **options: Any) -> Path:
+        return builders.write_checkpoint(tmp_path / name, spec, **options)
+
+    return write

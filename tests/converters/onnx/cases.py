@@ -1,0 +1,70 @@
+"""The configurations that exports are tested in: every field of the description that changes the graph."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests import builders as b
+from ultramem_deploy.spec import ModelSpec, NormSpec, RopeSpec, TableSpec
+
+LLAMA3 = RopeSpec(100.0, "llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=8)
+
+DECODERS = {
+    "llama": b.decoder(),
+    "tied": b.decoder(tie_embeddings=True),
+    "one_kv_head": b.decoder(num_kv_heads=1),
+    "all_kv_heads": b.decoder(num_kv_heads=4),
+    "odd_head_dim": b.decoder(head_dim=6),
+    "layer_norm": b.decoder(norm=NormSpec("layer", 1e-5)),
+    "layer_norm_bias": b.decoder(norm=NormSpec("layer", 1e-5, bias=True)),
+    "layer_norm_bare": b.decoder(norm=NormSpec("layer", 1e-5, affine=False)),
+    "rms_bias": b.decoder(norm=NormSpec("rms", 1e-2, bias=True)),
+    "rms_bare": b.decoder(norm=NormSpec("rms", 1e-5, affine=False)),
+    "post_norm": b.decoder(norm_position="post", qk_norm="projection"),
+    "qk_norm_head": b.decoder(qk_norm="head"),
+    "qk_norm_head_layer_bias": b.decoder(qk_norm="head", norm=NormSpec("layer", 1e-5, bias=True)),
+    "biases": b.decoder(qkv_bias=True, attention_output_bias=True, mlp_bias=True),
+    "clip": b.decoder(clip_qkv=0.5),
+    "clip_qk_norm": b.decoder(clip_qkv=0.5, qk_norm="projection"),
+    "window": b.decoder(sliding_window=3, sliding_layers=(1,)),
+    "window_odd": b.decoder(sliding_window=3, sliding_layers=(0, 1), head_dim=8),
+    "linear_rope": b.decoder(rope=RopeSpec(100.0, "linear", factor=2.5)),
+    "llama3_rope": b.decoder(rope=LLAMA3),
+    "gelu": b.decoder(activation="gelu"),
+    "gelu_tanh": b.decoder(activation="gelu_tanh"),
+}
+
+BARE = NormSpec("layer", 1e-5, affine=False)
+BIASED = NormSpec("layer", 1e-5, bias=True)
+CROSSING = tuple(replace(layer, write_block=layer.read_block + 1) for layer in b.V2.memory)
+
+
+def _memory(model: ModelSpec, **changes: object) -> ModelSpec:
+    return replace(model, memory=tuple(replace(layer, **changes) for layer in model.memory))
+
+
+MEMORIES = {
+    "v1": b.V1,
+    "v1_query_a_head": _memory(b.V1, query_heads=2),
+    "v1_biased_norms": _memory(b.V1, query_norm=BIASED, key_norm=BIASED),
+    "v1_bare_norms": _memory(b.V1, query_norm=BARE, key_norm=BARE),
+    "v1_no_norms": _memory(b.V1, query_norm=None, key_norm=None),
+    "v1_no_shuffle": _memory(b.V1, shuffle=False),
+    "v1_rank3_cores4": _memory(b.V1, rank=3, cores=4),
+    "v1_few_keys": _memory(b.V1, row_keys=3, col_keys=48, top_m=6),
+    "v1_post_norm": replace(b.V1, decoder=b.decoder(norm_position="post", qk_norm="projection")),
+    "v2": b.V2,
+    "v2_plain_gate": _memory(b.V2, gate_activation="none"),
+    "v2_silu": _memory(b.V2, gate_activation="silu"),
+    "v2_swiglu": _memory(b.V2, gate_activation="swiglu"),
+    "v2_blocks": _memory(b.V2, sum_blocks=False),
+    "v2_crossing": replace(b.V2, memory=CROSSING, decoder=b.decoder(num_layers=3)),
+    "memory_plus": b.PLUS,
+    "memory_plus_shared_query": _memory(b.PLUS, query_heads=1),
+    "pkm": b.PKM,
+    "expanded": b.EXPANDED,
+    "expanded_gated": replace(_memory(b.EXPANDED, gate_activation="silu"), tables={"t": TableSpec(144, 64, 8)}),
+}
+MODELS = {f"decoder-{name}": ModelSpec(decoder) for name, decoder in DECODERS.items()} | {
+    f"memory-{name}": model for name, model in MEMORIES.items()
+}

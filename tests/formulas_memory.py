@@ -1,0 +1,130 @@
+"""A memory layer in NumPy float64, written from the papers' formulas (spec sections 2 and 3) with none of the package's
+code: tokens, heads, keys and values one at a time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ultramem_deploy.spec import MemoryLayerSpec, ModelSpec, NormSpec
+
+Tensors = dict[str, np.ndarray]
+ACTIVATIONS = {
+    "none": lambda a: a,
+    "gelu": lambda a: 0.5 * a * (1 + math.erf(a / math.sqrt(2))),
+    "silu": lambda a: a / (1 + math.exp(-a)),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """output [T, d]; indices [T, K], best first within a head; margin [T], the smallest relative selection margin."""
+
+    output: np.ndarray
+    indices: np.ndarray
+    margin: np.ndarray
+
+
+def norm(x: np.ndarray, spec: NormSpec | None, tensors: Tensors, name: str) -> np.ndarray:
+    """RMSNorm or LayerNorm over the last axis."""
+    if spec is None:
+        return x
+    centred = x - x.mean(-1, keepdims=True) if spec.kind == "layer" else x
+    scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + spec.eps)
+    return scaled * tensors.get(f"{name}.weight", 1.0) + tensors.get(f"{name}.bias", 0.0)
+
+
+def memory_layer(spec: ModelSpec, index: int, tensors: Tensors, hidden: np.ndarray) -> Outcome:
+    """The layer `index` of `spec` on hidden states [T, d]; `tensors` as in the checkpoint."""
+    prefix = f"memory.{index}."
+    own = {n.removeprefix(prefix): t.astype(np.float64) for n, t in tensors.items() if n.startswith(prefix)}
+    table = {n: t.astype(np.float64) for n, t in tensors.items() if n.startswith(f"tables.{spec.memory[index].table}.")}
+    one = _Layer(spec, spec.memory[index], own, {n.rsplit(".", 1)[1]: t for n, t in table.items()})
+    return one(hidden.astype(np.float64))
+
+
+class _Layer:
+    def __init__(self, model: ModelSpec, spec: MemoryLayerSpec, own: Tensors, table: Tensors) -> None:
+        self.spec, self.own, self.table, self.hidden = spec, own, table, model.decoder.hidden_size
+        self.row_keys = norm(own["row_keys"], spec.key_norm, own, "key_norm")
+        self.col_keys = norm(own["col_keys"], spec.key_norm, own, "key_norm")
+
+    def __call__(self, hidden: np.ndarray) -> Outcome:
+        found = [self.token(x) for x in hidden]
+        output, indices, margin = zip(*found, strict=True)
+        return Outcome(np.stack(output), np.asarray(indices), np.asarray(margin))
+
+    def token(self, x: np.ndarray) -> tuple[np.ndarray, list[int], float]:
+        s = self.spec
+        query = (self.own["query.weight"] @ x).reshape(s.query_heads, 2, s.key_width)
+        query = norm(query, s.query_norm, self.own, "query_norm")
+        picked: list[tuple[int, np.ndarray]] = []
+        margins = []
+        for head in range(s.heads):
+            chosen, margin = self.head(head, query[head if s.query_heads > 1 else 0])
+            picked += chosen
+            margins.append(margin)
+        return self.values(picked, x), [virtual for virtual, _ in picked], min(margins)
+
+    def head(self, head: int, query: np.ndarray) -> tuple[list[tuple[int, np.ndarray]], float]:
+        """The kept (virtual index, score of every core), and the smallest margin of the three selections."""
+        s = self.spec
+        row = self.row_keys[head] @ query[0]
+        col = self.col_keys[head] @ query[1]
+        if s.scoring == "additive":
+            a_row, a_col = row[0], col[0]
+        else:
+            a_row, a_col = self.own["u"][head] @ row, self.own["v"][head] @ col
+        rows, first = best(a_row, min(s.top_m, s.row_keys))
+        cols, second = best(a_col, min(s.top_m, s.col_keys))
+        pairs = [(i, j) for i in rows for j in cols]
+        scores = [self.pair(head, row, col, i, j) for i, j in pairs]
+        kept, third = best(np.array([score.sum() for score in scores]), s.top_m)
+        weights = np.stack([scores[q] for q in kept])
+        if s.score_function == "softmax":
+            weights = np.exp(weights - weights.max(0))
+            weights = weights / weights.sum(0)
+        virtual = [pairs[q][0] * s.col_keys + pairs[q][1] for q in kept]
+        return list(zip(virtual, weights, strict=True)), min(first, second, third)
+
+    def pair(self, head: int, row: np.ndarray, col: np.ndarray, i: int, j: int) -> np.ndarray:
+        """[M]: row[:, i]^T C_c col[:, j] for every core c; s1 + s2 where scoring is additive."""
+        if self.spec.scoring == "additive":
+            return np.array([row[0, i] + col[0, j]])
+        return np.array([row[:, i] @ core[head] @ col[:, j] for core in self.own["core"]])
+
+    def values(self, picked: list[tuple[int, np.ndarray]], x: np.ndarray) -> np.ndarray:
+        s, values = self.spec, self.table["values"]
+        rows, width = values.shape
+        blocks = np.zeros((s.blocks, width))
+        for virtual, score in picked:
+            sigma = int(self.own["shuffle"][virtual]) if s.shuffle else virtual
+            block, slot = divmod(sigma, s.slots)
+            row = (slot + s.offset) % rows
+            blocks[block] += np.repeat(score * self.gate(row, x), width // s.cores) * values[row]
+        if s.expanded:
+            return blocks[0].reshape(s.cores, self.hidden).sum(0)
+        together = blocks.sum(0) if s.sum_blocks else blocks.reshape(-1)
+        if s.output_gate:
+            together = together * np.array([ACTIVATIONS["silu"](a) for a in self.own["output_gate.weight"] @ x])
+        return self.own["output.weight"] @ together
+
+    def gate(self, row: int, x: np.ndarray) -> float:
+        if "pre_values" not in self.table:
+            return 1.0
+        pre, query = self.table["pre_values"][row], self.own["pre_query.weight"] @ x
+        if self.spec.gate_activation == "swiglu":
+            half = len(query)
+            return float(ACTIVATIONS["silu"](pre[:half] @ query) * (pre[half:] @ query))
+        return float(ACTIVATIONS[self.spec.gate_activation](pre @ query))
+
+
+def best(scores: np.ndarray, k: int) -> tuple[list[int], float]:
+    """Positions of the k largest, best first, and the relative gap between the k-th and the next."""
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    if k >= len(scores):
+        return order, math.inf
+    kept, dropped = scores[order[k - 1]], scores[order[k]]
+    return order[:k], float((kept - dropped) / max(abs(kept), abs(dropped), 1e-300))

@@ -1,0 +1,156 @@
+// Runs the kernels as a host of its own would: padded tables, exact-size heap buffers that AddressSanitizer guards,
+// every cut of the work, and refusals. Prints what is wrong and exits 1.
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "ultramem_kernels.h"
+
+namespace {
+
+int failures = 0;
+
+void expect(bool condition, const char* what, long detail) {
+  if (condition) return;
+  std::printf("%s: %s (%ld)\n", ultramem_cpu_isa(), what, detail);
+  ++failures;
+}
+
+std::mt19937 generator(7);
+
+std::vector<float> normal(std::int64_t count) {
+  std::normal_distribution<float> distribution;
+  std::vector<float> values(static_cast<std::size_t>(count));
+  for (float& value : values) value = distribution(generator);
+  return values;
+}
+
+std::vector<std::int64_t> addresses(std::int64_t count, std::int64_t limit) {
+  std::uniform_int_distribution<std::int64_t> distribution(0, limit - 1);
+  std::vector<std::int64_t> values(static_cast<std::size_t>(count));
+  for (std::int64_t& value : values) value = distribution(generator);
+  return values;
+}
+
+// Rows padded with NaN, the last of them not at all: reading one element too many shows, or faults.
+struct PaddedTable {
+  PaddedTable(std::int64_t rows, std::int64_t width, std::int64_t padding)
+      : dense(normal(rows * width)), stride(width + padding) {
+    padded.assign(static_cast<std::size_t>((rows - 1) * stride + width), std::numeric_limits<float>::quiet_NaN());
+    for (std::int64_t r = 0; r < rows; ++r) {
+      std::memcpy(&padded[static_cast<std::size_t>(r * stride)], &dense[static_cast<std::size_t>(r * width)],
+                  static_cast<std::size_t>(width) * sizeof(float));
+    }
+    table = {padded.data(), ULTRAMEM_FLOAT32, rows, width, stride};
+  }
+  std::vector<float> dense, padded;
+  std::int64_t stride;
+  UltramemTable table;
+};
+
+void lookup(std::int64_t width, std::int64_t cores, std::int64_t blocks) {
+  const std::int64_t rows = 5, tokens = 3, slots = 7;
+  PaddedTable values(rows, width, 3);
+  const auto address = addresses(tokens * slots, rows * blocks);
+  const auto scores = normal(tokens * slots * cores);
+  std::vector<float> whole(static_cast<std::size_t>(tokens * blocks * width), NAN), cut = whole;
+  UltramemSparseLookup problem{values.table, address.data(), scores.data(), whole.data(), ULTRAMEM_FLOAT32,
+                               tokens,       slots,          cores,         blocks};
+  expect(ultramem_sparse_lookup(&problem, {0, tokens}, {0, width}, nullptr).code == ULTRAMEM_OK, "lookup", width);
+  problem.output = cut.data();
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    for (std::int64_t c = 0; c < width; c += 5) {
+      ultramem_sparse_lookup(&problem, {t, t + 1}, {c, c + 5 < width ? c + 5 : width}, nullptr);
+    }
+  }
+  expect(std::memcmp(whole.data(), cut.data(), whole.size() * sizeof(float)) == 0, "lookup: the cut matters", width);
+  const UltramemStatus out = ultramem_sparse_lookup(&problem, {0, tokens + 1}, {0, width}, nullptr);
+  expect(out.code == ULTRAMEM_BAD_SHAPE, "lookup: a range outside the problem passes", width);
+}
+
+void lookup_refuses_addresses() {
+  PaddedTable values(4, 8, 0);
+  const float score = 1;
+  float output[8];
+  for (std::int64_t address : {std::int64_t{-1}, std::int64_t{4}, std::numeric_limits<std::int64_t>::max(),
+                               std::numeric_limits<std::int64_t>::min()}) {
+    const UltramemSparseLookup problem{values.table, &address, &score, output, ULTRAMEM_FLOAT32, 1, 1, 1, 1};
+    const UltramemStatus status = ultramem_sparse_lookup(&problem, {0, 1}, {0, 8}, nullptr);
+    expect(status.code == ULTRAMEM_BAD_ADDRESS && status.address == address, "lookup: a bad address passes", 0);
+  }
+}
+
+void gate(std::int64_t width, UltramemActivation activation) {
+  const std::int64_t rows = 5, tokens = 2, slots = 3;
+  PaddedTable values(rows, activation == ULTRAMEM_SWIGLU ? 2 * width : width, 1);
+  const auto address = addresses(tokens * slots, 9 * rows);
+  const auto x = normal(tokens * width);
+  std::vector<float> whole(static_cast<std::size_t>(tokens * slots), NAN), cut = whole;
+  UltramemSparseGate problem{values.table, address.data(), x.data(), whole.data(), ULTRAMEM_FLOAT32,
+                             tokens,       slots,          width,    activation};
+  expect(ultramem_sparse_gate(&problem, {0, tokens * slots}, nullptr).code == ULTRAMEM_OK, "gate", width);
+  problem.gate = cut.data();
+  for (std::int64_t pair = 0; pair < tokens * slots; ++pair) ultramem_sparse_gate(&problem, {pair, pair + 1}, nullptr);
+  expect(std::memcmp(whole.data(), cut.data(), whole.size() * sizeof(float)) == 0, "gate: the cut matters", width);
+}
+
+void topk(std::int64_t n_row, std::int64_t n_col, std::int64_t k) {
+  const std::int64_t tokens = 2, heads = 2, rank = 2, cores = 2;
+  auto row = normal(tokens * heads * rank * n_row);
+  const auto col = normal(tokens * heads * rank * n_col), u = normal(heads * rank), v = normal(heads * rank);
+  const auto core = normal(cores * heads * rank * rank);
+  row[0] = NAN;
+  std::vector<float> scores(static_cast<std::size_t>(tokens * heads * k * cores));
+  std::vector<std::int64_t> indices(static_cast<std::size_t>(tokens * heads * k), -1);
+  const UltramemTuckerTopK problem{row.data(),
+                                   col.data(),
+                                   u.data(),
+                                   v.data(),
+                                   core.data(),
+                                   scores.data(),
+                                   indices.data(),
+                                   ULTRAMEM_FLOAT32,
+                                   tokens,
+                                   heads,
+                                   rank,
+                                   n_row,
+                                   n_col,
+                                   cores,
+                                   k};
+  std::vector<char> scratch(ultramem_tucker_topk_scratch(&problem) + 64);
+  char* aligned = scratch.data() + (64 - reinterpret_cast<std::uintptr_t>(scratch.data()) % 64);
+  expect(ultramem_tucker_topk(&problem, {0, tokens * heads}, aligned).code == ULTRAMEM_OK, "topk", k);
+  for (const std::int64_t index : indices) expect(0 <= index && index < n_row * n_col, "topk: a wild index", index);
+}
+
+void topk_refuses_too_many() {
+  UltramemTuckerTopK problem{};
+  problem.tokens = problem.heads = problem.rank = problem.cores = 1;
+  problem.n_row = 3, problem.n_col = 2, problem.k = 7;
+  expect(ultramem_tucker_topk(&problem, {0, 1}, nullptr).code == ULTRAMEM_BAD_SHAPE, "topk: k beyond the grid", 7);
+  problem.k = 6, problem.type = ULTRAMEM_BFLOAT16;
+  expect(ultramem_tucker_topk(&problem, {0, 1}, nullptr).code == ULTRAMEM_UNSUPPORTED_TYPE, "topk: bfloat16", 6);
+}
+
+}  // namespace
+
+int main() {
+  for (std::int64_t width : {1, 2, 7, 16, 17, 40, 65, 130}) {
+    for (std::int64_t blocks : {1, 3}) lookup(width, 1, blocks);
+    if (width % 2 == 0) lookup(width, 2, 2);
+    for (int activation = 0; activation < 4; ++activation) gate(width, static_cast<UltramemActivation>(activation));
+  }
+  for (std::int64_t n : {1, 2, 15, 16, 17, 100}) {
+    for (std::int64_t k : {1, 2, 9, 33}) {
+      const std::int64_t side = k < n ? k : n;
+      if (k <= side * side) topk(n, n, k);
+      if (k <= side && n > 3) topk(n - 1, n, k < n - 1 ? k : n - 1);
+    }
+  }
+  lookup_refuses_addresses();
+  topk_refuses_too_many();
+  return failures == 0 ? 0 : 1;
+}

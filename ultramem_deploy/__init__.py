@@ -1,0 +1,63 @@
+"""Convert, fold, export and run UltraMem models.
+
+    import ultramem_deploy as um
+    um.convert("SmolLM2-135M", "canonical"); model = um.load("canonical"); logits = model(input_ids)
+
+Importing this package is cheap: torch, onnx and onnxruntime are imported when a function needs them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import CheckFailed, ConfigError, InputError, UltraMemError
+    from .inspection import inspect
+    from .model.loading import load
+    from .pipeline import convert, export, fold, generate, heal, upcycle, verify
+    from .spec import ModelSpec
+
+_WHERE = {
+    "CheckFailed": "errors",
+    "ConfigError": "errors",
+    "InputError": "errors",
+    "ModelSpec": "spec",
+    "UltraMemError": "errors",
+    "convert": "pipeline",
+    "export": "pipeline",
+    "fold": "pipeline",
+    "generate": "pipeline",
+    "heal": "pipeline",
+    "inspect": "inspection",
+    "load": "model.loading",
+    "upcycle": "pipeline",
+    "verify": "pipeline",
+}
+
+__all__ = [
+    "CheckFailed",
+    "ConfigError",
+    "InputError",
+    "ModelSpec",
+    "UltraMemError",
+    "convert",
+    "export",
+    "fold",
+    "generate",
+    "heal",
+    "inspect",
+    "load",
+    "upcycle",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

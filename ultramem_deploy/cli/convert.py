@@ -1,0 +1,44 @@
+"""`convert SRC OUT`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from .. import pipeline
+from .options import StageOptions, dtype_option, jobs_option, stage_options, verb
+from .output import counted, run_stage, size
+
+
+@verb("convert", "SmolLM2-135M canonical --dtype float32")
+@click.option("--from", "family", metavar="FAMILY", help="Source family, where the metadata does not tell.")
+@dtype_option
+@jobs_option
+@stage_options
+def command(common: StageOptions, family: str | None, dtype: str, jobs: int | None) -> None:
+    """Turn SRC, a Hugging Face directory or a GGUF file, into the canonical checkpoint OUT.
+
+    Shards that need no change are hard-linked. The result computes what the source computes.
+    """
+    run_stage(
+        "convert",
+        common,
+        lambda progress: pipeline.convert(
+            common.src,
+            common.out,
+            family=family,
+            dtype=dtype,
+            overwrite=common.overwrite,
+            copy=common.copy,
+            jobs=jobs,
+            progress=progress,
+        ),
+        _summary,
+        "upcycle {out} {beside}",
+    )
+
+
+def _summary(result: dict[str, Any]) -> list[str]:
+    how = f"{counted(result['linked'], 'source file')} linked" if result["linked"] else "written anew"
+    return [f"{result['family']}, {result['tensors']} tensors, {size(result['bytes'])}, {how}"]

@@ -1,0 +1,38 @@
+"""`doctor`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ..diagnosis import doctor
+from ..errors import CheckFailed
+from .options import json_option, verb
+from .output import counted, print_json
+
+
+@verb("doctor", "--json")
+@json_option
+def command(as_json: bool) -> None:
+    """Check Python, libraries, versions, the native operators and the machine; print the fix of what is wrong.
+
+    Exit code 1 where something required is missing. What is optional is marked with a dash.
+    """
+    checks = doctor()
+    failed = [check for check in checks if check["required"] and not check["ok"]]
+    if as_json:
+        print_json({"ok": not failed, "checks": checks})
+    else:
+        for check in checks:
+            _show(check, max(len(check["name"]) for check in checks))
+    if failed:
+        names = ", ".join(check["name"] for check in failed)
+        raise CheckFailed(f"doctor: {counted(len(failed), 'required check')} failed: {names}")
+
+
+def _show(check: dict[str, Any], width: int) -> None:
+    mark = "ok  " if check["ok"] else "FAIL" if check["required"] else "-   "
+    click.echo(f"{mark}  {check['name']:<{width}}  {' '.join(check['found'].split())}")
+    if not check["ok"]:
+        click.echo(f"      {'':<{width}}  expected {check['expected']}; fix: {check['fix']}")

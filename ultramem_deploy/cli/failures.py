@@ -1,0 +1,53 @@
+"""Which exceptions are a user's to act on: one line on stderr and an exit code. Every other one keeps its traceback."""
+
+from __future__ import annotations
+
+import errno
+import re
+
+import click
+
+from ..errors import UltraMemError
+
+INTERRUPTED = "interrupted: run the same command again to continue"
+SIGINT_CODE = 130
+USAGE_CODE = 2
+_MACHINE = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.EMFILE,
+    errno.ENAMETOOLONG,
+    errno.ENFILE,
+    errno.ENODEV,
+    errno.ENOMEM,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
+
+
+def message_and_code(error: Exception) -> tuple[str, int] | None:
+    """What to print and the exit code. None for what is a bug of ours. (A closed pipe is silenced by click itself.)"""
+    if isinstance(error, UltraMemError):
+        return f"error: {error}", error.exit_code
+    if isinstance(error, click.UsageError):
+        asked = f" (see: {error.ctx.command_path} --help)" if error.ctx else ""
+        return f"error: {error.format_message()}{asked}", USAGE_CODE
+    if isinstance(error, click.ClickException):
+        return f"error: {error.format_message()}", error.exit_code
+    if isinstance(error, click.Abort):
+        return INTERRUPTED, SIGINT_CODE
+    if isinstance(error, OSError) and error.errno in _MACHINE:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"error: {where}{error.strerror or error}", USAGE_CODE
+    return None
+
+
+def one_line(message: str) -> str:
+    """The message with its line breaks, and the spaces around them, collapsed."""
+    return re.sub(r"\s*[\r\n]\s*", " ", message.strip())

@@ -1,0 +1,91 @@
+"""`inspect SRC`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..inspection import inspect
+from .options import EXISTING, json_option, verb
+from .output import counted, print_json, size
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@verb("inspect", "canonical --json")
+@click.argument("src", type=EXISTING)
+@json_option
+def command(src: Path, as_json: bool) -> None:
+    """Say what SRC is: checkpoint, exported bundle, Hugging Face directory or GGUF file. Reads headers alone."""
+    description = inspect(src)
+    if as_json:
+        print_json(description)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    console.print(Text(str(src), style="bold"))
+    console.print(_facts(description))
+    if description["memory_layers"]:
+        console.print(_layers(description["memory_layers"]))
+    for warning in description["warnings"]:
+        console.print(Text(f"warning: {warning}", style="yellow"))
+
+
+def _facts(description: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    for name, value in _rows(description).items():
+        table.add_row(name, value)
+    return table
+
+
+def _rows(d: dict[str, Any]) -> dict[str, str]:
+    rows = {
+        "family": d["family"] if d["source_family"] == d["family"] else f"{d['family']} (from {d['source_family']})",
+        "parameters": f"{d['parameters_total']:,}",
+        "in tables": f"{d['parameters_table']:,}",
+        "active a token": f"{d['parameters_active']:,}",
+        "dtype": d["dtype"] + (f", tables {d['table_dtype']}" if d["table_dtype"] else ""),
+        "size": f"{size(d['bytes'])} in {counted(d['tensors'], 'tensor')}, {counted(len(d['files']), 'file')}",
+    }
+    if d["lineage"]:
+        rows["made by"] = " → ".join(entry["stage"] for entry in d["lineage"])
+    if "onnx" in d:
+        rows["onnx"] = _graph(d["onnx"])
+    return rows
+
+
+def _graph(graph: dict[str, Any]) -> str:
+    opsets = ", ".join(f"{domain} {version}" for domain, version in graph["opset"].items())
+    ports = f"{len(graph['inputs'])} inputs, {len(graph['outputs'])} outputs"
+    return f"{sum(graph['operators'].values())} nodes, {ports}; opsets {opsets}"
+
+
+def _layers(layers: list[dict[str, Any]]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, title="memory layers", title_justify="left")
+    for title in ("read:write", "kind", "table", "slots", "virtual", "width", "heads*top", "rank", "cores", "folded"):
+        table.add_column(title, justify="left" if title in ("kind", "table") else "right")
+    for layer in layers:
+        table.add_row(
+            f"{layer['read_block']}:{layer['write_block']}",
+            layer["kind"],
+            layer["table"],
+            f"{layer['physical_slots']:,}",
+            f"{layer['virtual_slots']:,}",
+            str(layer["value_width"]),
+            f"{layer['heads']}*{layer['top_m']}",
+            str(layer["rank"]),
+            str(layer["cores"]),
+            "yes" if layer["folded"] else "no",
+        )
+    return table

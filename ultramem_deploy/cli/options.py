@@ -1,0 +1,96 @@
+"""Options that several verbs share, and click options that follow from a dataclass."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import Field, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+Command = Callable[..., Any]
+Decorator = Callable[[Command], Command]
+
+EXISTING = click.Path(exists=True, path_type=Path)
+RUNTIMES = click.Choice(["torch", "ort", "ort-bodies"])
+DTYPES = click.Choice(["keep", "float32", "bfloat16", "float16"])
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout and nothing else.")
+quiet_option = click.option("--quiet", is_flag=True, help="No progress bar.")
+runtime_option = click.option(
+    "--runtime",
+    type=RUNTIMES,
+    help="What runs the model: PyTorch, ONNX Runtime with our kernels, or with the operators' function bodies. "
+    "Default: ort for an exported bundle, torch for a checkpoint.",
+)
+dtype_option = click.option(
+    "--dtype", type=DTYPES, default="keep", show_default=True, help="Stored type; keep leaves it as the source has it."
+)
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """What every stage is asked: where from, where to, and how to write."""
+
+    src: Path
+    out: Path
+    overwrite: bool
+    copy: bool
+    quiet: bool
+    as_json: bool
+
+
+def verb(name: str, example: str) -> Callable[[Command], click.Command]:
+    """`click.command` whose help ends with an example."""
+    return click.command(name, epilog=f"\b\nExample:\n  ultramem-deploy {name} {example}")
+
+
+def stage_options(function: Command) -> Command:
+    """The arguments SRC and OUT and the options of every stage, handed over as one `StageOptions`."""
+
+    @functools.wraps(function)
+    def wrapper(**given: Any) -> Any:
+        common = StageOptions(**{field.name: given.pop(field.name) for field in fields(StageOptions)})
+        return function(common, **given)
+
+    return _applied(
+        wrapper,
+        click.argument("src", type=EXISTING),
+        click.argument("out", type=click.Path(path_type=Path)),
+        click.option("--overwrite", is_flag=True, help="Replace an output that this tool made otherwise."),
+        click.option("--copy", is_flag=True, help="Copy unchanged shards instead of hard-linking them."),
+        quiet_option,
+        json_option,
+    )
+
+
+jobs_option = click.option(
+    "--jobs", type=click.IntRange(1), help="Threads; never changes a byte. Default: every core, at most 8."
+)
+
+
+def dataclass_options(kind: type[Any]) -> Decorator:
+    """One option a field of the dataclass `kind`: name, type and default from the field, help from its metadata."""
+    options = [_field_option(field) for field in fields(kind)]
+    return lambda function: _applied(function, *options)
+
+
+def _field_option(field: Field[Any]) -> Decorator:
+    choices = field.metadata.get("choices")
+    return click.option(
+        "--" + field.name.replace("_", "-"),
+        field.name,
+        type=click.Choice(list(choices)) if choices else type(field.default),
+        default=field.default,
+        show_default=True,
+        help=field.metadata.get("help"),
+    )
+
+
+def _applied(function: Command, *options: Decorator) -> Command:
+    """As if the options stood above `function` in this order."""
+    for option in reversed(options):
+        function = option(function)
+    return function

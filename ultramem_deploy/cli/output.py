@@ -1,0 +1,90 @@
+"""How results reach the terminal: a summary for people, or one JSON object."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..pipeline import Progress
+from .options import StageOptions
+
+Summary = Callable[[dict[str, Any]], Sequence[str]]
+
+
+def run_stage(
+    name: str, common: StageOptions, work: Callable[[Progress | None], dict[str, Any]], summary: Summary, then: str
+) -> None:
+    """Run a stage with its progress bar, then print what it made and the command that comes next.
+
+    `then` is that command's arguments; {out} in it is the output, {beside} a new name beside it.
+    """
+    with progress_bar(name, common.quiet) as progress:
+        result = work(progress)
+    if common.as_json:
+        print_json({"stage": name, "output": str(common.out), **result})
+        return
+    state = " (up to date)" if result.get("up_to_date") else ""
+    click.echo(f"{name}: {common.out}{state}")
+    for line in summary(result):
+        click.echo(f"  {line}")
+    for warning in result.get("warnings", ()):
+        click.echo(f"warning: {warning}", err=True)
+    click.echo(f"next: ultramem-deploy {_next(then, common)}")
+
+
+def _next(then: str, common: StageOptions) -> str:
+    verb_name = then.split()[0]
+    beside = common.out.with_name(f"{common.out.name}-{verb_name}")
+    return then.format(src=_quoted(common.src), out=_quoted(common.out), beside=_quoted(beside))
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
+
+
+def progress_bar(name: str, quiet: bool) -> AbstractContextManager[Progress | None]:
+    """A bar on stderr; None where nobody would see it."""
+    if quiet or not sys.stderr.isatty():
+        return nullcontext()
+    from .bar import shown_progress
+
+    return shown_progress(name)
+
+
+def print_json(result: Mapping[str, Any]) -> None:
+    """The result as one JSON object."""
+    from ..checkpoint.provenance import plain
+
+    click.echo(json.dumps(plain(result), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def size(count: float) -> str:
+    """Bytes for people: "513.2 MiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.1f} {unit}" if unit != "B" else f"{count:.0f} B"
+        count /= 1024
+    return f"{count:.2f} TiB"
+
+
+def counted(count: int, noun: str) -> str:
+    """ "1 file", "2 files"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A measured number; one that is not finite is told as such."""
+    return "not finite" if value is None else f"{value:.{digits}g}"
+
+
+def aligned(rows: Mapping[str, str]) -> list[str]:
+    """ "name   value" lines, the values below one another."""
+    width = max(map(len, rows), default=0)
+    return [f"{name:<{width}}  {value}" for name, value in rows.items()]

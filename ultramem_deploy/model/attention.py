@@ -1,0 +1,95 @@
+"""Grouped-query attention with rotary positions, and the gated FFN."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..spec import DecoderSpec
+from .cache import KVCache
+from .norms import Norm
+from .rope import rotate
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every attention layer of one forward pass shares.
+
+    cos, sin: [B, 1, S, head_dim/2]; mask, sliding_mask: bool [B, 1, S, P+S], True where a query may look, or None for
+    plain causal attention without a past.
+    """
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+    mask: torch.Tensor | None
+    sliding_mask: torch.Tensor | None
+    cache: KVCache | None
+
+
+class Attention(nn.Module):
+    def __init__(self, decoder: DecoderSpec, layer: int) -> None:
+        super().__init__()
+        self.decoder, self.layer = decoder, layer
+        q_size, kv_size = decoder.num_heads * decoder.head_dim, decoder.num_kv_heads * decoder.head_dim
+        self.q_proj = nn.Linear(decoder.hidden_size, q_size, bias=decoder.qkv_bias)
+        self.k_proj = nn.Linear(decoder.hidden_size, kv_size, bias=decoder.qkv_bias)
+        self.v_proj = nn.Linear(decoder.hidden_size, kv_size, bias=decoder.qkv_bias)
+        self.o_proj = nn.Linear(q_size, decoder.hidden_size, bias=decoder.attention_output_bias)
+        if decoder.qk_norm != "none":
+            per_head = decoder.qk_norm == "head"
+            self.q_norm = Norm(decoder.norm, decoder.head_dim if per_head else q_size)
+            self.k_norm = Norm(decoder.norm, decoder.head_dim if per_head else kv_size)
+
+    def forward(self, x: torch.Tensor, context: Context) -> torch.Tensor:
+        """x [B, S, d] -> [B, S, d]."""
+        q, k, v = self._project(x)
+        q, k = rotate(q, context.cos, context.sin), rotate(k, context.cos, context.sin)
+        if context.cache is not None:
+            k, v = context.cache.append(self.layer, k, v)
+        groups = self.decoder.num_heads // self.decoder.num_kv_heads
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+        sliding = self.layer in self.decoder.sliding_layers
+        mask = context.sliding_mask if sliding else context.mask
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        projected: torch.Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
+        return projected
+
+    def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values [B, heads, S, head_dim], normalised and clipped as the source model does it."""
+        d = self.decoder
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if d.qk_norm == "projection":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if d.clip_qkv is not None:
+            q, k, v = (t.clamp(-d.clip_qkv, d.clip_qkv) for t in (q, k, v))
+        q, k, v = (t.unflatten(-1, (-1, d.head_dim)) for t in (q, k, v))
+        if d.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
+class GatedMLP(nn.Module):
+    """down(act(gate(x)) * up(x))."""
+
+    def __init__(self, decoder: DecoderSpec) -> None:
+        super().__init__()
+        d, inner, bias = decoder.hidden_size, decoder.intermediate_size, decoder.mlp_bias
+        self.gate_proj = nn.Linear(d, inner, bias=bias)
+        self.up_proj = nn.Linear(d, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, d, bias=bias)
+        self.activation = ACTIVATIONS[decoder.activation]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+        return out

@@ -1,0 +1,136 @@
+"""The decoder: transformer blocks, and memory layers that read one block's FFN input and write after another."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..layout import block_norm_names
+from ..spec import DecoderSpec, ModelSpec
+from .attention import Attention, Context, GatedMLP
+from .cache import KVCache
+from .memory import MemoryLayer, ValueTable
+from .norms import Norm
+from .rope import cos_sin
+
+
+class Block(nn.Module):
+    """One transformer block; norms stand before (Llama) or after (OLMo2) attention and FFN."""
+
+    def __init__(self, decoder: DecoderSpec, layer: int) -> None:
+        super().__init__()
+        self.pre = decoder.norm_position == "pre"
+        self.self_attn = Attention(decoder, layer)
+        self.mlp = GatedMLP(decoder)
+        self.attention_norm_name, self.mlp_norm_name = block_norm_names(decoder)
+        for name in (self.attention_norm_name, self.mlp_norm_name):
+            self.add_module(name, Norm(decoder.norm, decoder.hidden_size))
+
+    def forward(self, x: torch.Tensor, context: Context) -> tuple[torch.Tensor, torch.Tensor]:
+        """x [B, S, d] -> the block's output and what its FFN read (what a memory layer reads), both [B, S, d]."""
+        attention_norm = getattr(self, self.attention_norm_name)
+        mlp_norm = getattr(self, self.mlp_norm_name)
+        if self.pre:
+            x = x + self.self_attn(attention_norm(x), context)
+            ffn_input = mlp_norm(x)
+            return x + self.mlp(ffn_input), ffn_input
+        x = x + attention_norm(self.self_attn(x, context))
+        return x + mlp_norm(self.mlp(x)), x
+
+
+class Trunk(nn.Module):
+    def __init__(self, decoder: DecoderSpec) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(decoder.vocab_size, decoder.hidden_size)
+        self.layers = nn.ModuleList(Block(decoder, i) for i in range(decoder.num_layers))
+        self.norm = Norm(decoder.norm, decoder.hidden_size)
+
+
+class UltraMemModel(nn.Module):
+    """A decoder-only language model with memory layers; parameter names are those of the canonical checkpoint."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.model = Trunk(spec.decoder)
+        self.memory = nn.ModuleList(MemoryLayer(layer, spec) for layer in spec.memory)
+        self.tables = nn.ModuleDict({name: ValueTable(table) for name, table in spec.tables.items()})
+        if not spec.decoder.tie_embeddings:
+            self.lm_head = nn.Linear(spec.decoder.hidden_size, spec.decoder.vocab_size, bias=False)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        cache: KVCache | None = None,
+        logits_to_keep: int = 0,
+    ) -> torch.Tensor:
+        """Logits [B, S, V] of input_ids [B, S]; with `logits_to_keep` only those of the last positions.
+
+        attention_mask: int or bool [B, P+S], 0 for padding, P the tokens in `cache`, which the call extends.
+        """
+        x = self.model.embed_tokens(input_ids)
+        context = self.context(input_ids, attention_mask, cache)
+        x = self.blocks(x, context, 0, len(self.model.layers))
+        if cache is not None:
+            cache.advance(input_ids.shape[1])
+        return self.head(x[:, -logits_to_keep:])
+
+    @property
+    def memory_layers(self) -> list[MemoryLayer]:
+        """The memory layers, in the order of the description."""
+        return [layer for layer in self.memory if isinstance(layer, MemoryLayer)]
+
+    def head(self, x: torch.Tensor) -> torch.Tensor:
+        """Final norm and output projection: hidden [B, S, d] -> logits [B, S, V]."""
+        weight = self.model.embed_tokens.weight if self.spec.decoder.tie_embeddings else self.lm_head.weight
+        return F.linear(self.model.norm(x), weight)
+
+    def blocks(self, x: torch.Tensor, context: Context, start: int, stop: int) -> torch.Tensor:
+        """Run blocks [start, stop); a memory layer must read and write within the range."""
+        pending: dict[int, torch.Tensor] = {}
+        for index in range(start, stop):
+            x, ffn_input = self.model.layers[index](x, context)
+            for number, layer in enumerate(self.spec.memory):
+                if layer.read_block == index:
+                    pending[number] = self._remember(number, ffn_input)
+                if layer.write_block == index:
+                    x = x + pending.pop(number).to(x.dtype)
+        return x
+
+    def _remember(self, number: int, ffn_input: torch.Tensor) -> torch.Tensor:
+        table = self.tables[self.spec.memory[number].table]
+        out: torch.Tensor = self.memory[number](ffn_input.flatten(0, 1), table)
+        return out.view(ffn_input.shape)
+
+    def context(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, cache: KVCache | None = None
+    ) -> Context:
+        """Positions and masks that every block of one forward pass shares; arguments as in `forward`."""
+        batch, length = input_ids.shape
+        past = cache.length if cache is not None else 0
+        if attention_mask is None:
+            positions = torch.arange(past, past + length, device=input_ids.device).expand(batch, length)
+        else:
+            positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, past:]
+        cos, sin = cos_sin(self.spec.decoder, positions)
+        plain = attention_mask is None and past == 0
+        mask = None if plain else _causal_mask(length, past, attention_mask, None, input_ids.device)
+        window = self.spec.decoder.sliding_window if self.spec.decoder.sliding_layers else None
+        sliding = _causal_mask(length, past, attention_mask, window, input_ids.device) if window else None
+        return Context(cos, sin, mask, sliding, cache)
+
+
+def _causal_mask(
+    length: int, past: int, attention_mask: torch.Tensor | None, window: int | None, device: torch.device
+) -> torch.Tensor:
+    """bool [B or 1, 1, S, P+S]: True where a query sees a key."""
+    query = torch.arange(past, past + length, device=device)[:, None]
+    key = torch.arange(past + length, device=device)[None, :]
+    allowed = key <= query
+    if window is not None:
+        allowed = allowed & (key > query - window)
+    if attention_mask is None:
+        return allowed[None, None]
+    return allowed[None, None] & attention_mask.bool()[:, None, None, :]

@@ -1,0 +1,70 @@
+"""From a canonical checkpoint to a module, weights memory-mapped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..checkpoint import Checkpoint
+from ..errors import InputError
+from ..layout import tensor_layout
+from ..spec import ModelSpec
+from .decoder import UltraMemModel
+from .memory import MemoryLayer, ValueTable
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(path: str | Path, dtype: str | None = None, device: str = "cpu") -> UltraMemModel:
+    """The PyTorch model of a canonical checkpoint, in evaluation mode, without gradients.
+
+    dtype: "float32", "bfloat16" or "float16" converts the floating-point tensors; None keeps them as stored, mapped
+    from the files without a copy. Raises InputError where a tensor is missing, left over or of another shape.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
+    directory = Path(path)
+    spec = ModelSpec.load(directory)
+    checkpoint = Checkpoint.open(directory)
+    check_tensors(spec, checkpoint)
+    with torch.device("meta"):
+        model = UltraMemModel(spec)
+    target = DTYPES[dtype] if dtype else None
+    state = {name: _converted(checkpoint.torch(name), target, device) for name in tensor_layout(spec)}
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def load_memory_layer(
+    spec: ModelSpec, checkpoint: Checkpoint, index: int, dtype: torch.dtype | None = None
+) -> tuple[MemoryLayer, ValueTable]:
+    """One memory layer and its table, apart from the decoder; the table stays mapped unless `dtype` differs."""
+    name = spec.memory[index].table
+    with torch.device("meta"):
+        layer, table = MemoryLayer(spec.memory[index], spec), ValueTable(spec.tables[name])
+    for module, prefix in ((layer, f"memory.{index}."), (table, f"tables.{name}.")):
+        names = [full for full in tensor_layout(spec) if full.startswith(prefix)]
+        state = {full.removeprefix(prefix): _converted(checkpoint.torch(full), dtype, "cpu") for full in names}
+        module.load_state_dict(state, strict=True, assign=True)
+        module.requires_grad_(False).eval()
+    return layer, table
+
+
+def _converted(tensor: torch.Tensor, dtype: torch.dtype | None, device: str) -> torch.Tensor:
+    return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+
+
+def check_tensors(spec: ModelSpec, checkpoint: Checkpoint) -> None:
+    """Raise InputError unless the checkpoint holds exactly the tensors that the description asks for."""
+    layout = tensor_layout(spec)
+    where = checkpoint.path.name
+    for name, expected in layout.items():
+        found = checkpoint.info(name).shape
+        if found != expected.shape:
+            raise InputError(
+                f"{where}: tensor {name}: config.json asks for shape {list(expected.shape)}, found {list(found)}"
+            )
+    extra = sorted(set(checkpoint.tensors) - set(layout))
+    if extra:
+        raise InputError(f"{where}: tensor {extra[0]} ({len(extra)} in all) is not part of the model in config.json")

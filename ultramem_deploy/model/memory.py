@@ -1,0 +1,159 @@
+"""One memory layer that covers UltraMem v1 and v2, Memory+ and PKM (spec §2 and §3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..ops.sparse_gate import ACTIVATIONS, sparse_gate
+from ..ops.sparse_lookup import sparse_lookup
+from ..ops.tucker_topk import tucker_topk
+from ..spec import MemoryLayerSpec, ModelSpec, TableSpec
+from .norms import Norm
+
+CHUNK_BYTES = 64 << 20
+
+
+class ValueTable(nn.Module):
+    """A value table [N, D] and, for gated memories, its pre-values [N, P]; layers may share one."""
+
+    def __init__(self, spec: TableSpec) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.empty(spec.rows, spec.value_width))
+        self.pre_values = nn.Parameter(torch.empty(spec.rows, spec.pre_value_width)) if spec.pre_value_width else None
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """What one memory layer chose for T tokens; handed to an observer.
+
+    row_scores, col_scores [T,H,R,n]; scores [T,K,M] before any softmax or gate; indices [T,K]; output [T,d].
+    """
+
+    row_scores: torch.Tensor
+    col_scores: torch.Tensor
+    scores: torch.Tensor
+    indices: torch.Tensor
+    output: torch.Tensor
+
+
+class MemoryLayer(nn.Module):
+    """Maps a hidden state [T, d] to the memory's output [T, d]; tensors as in `layout.memory_layout`."""
+
+    u: torch.Tensor
+    v: torch.Tensor
+    shuffle: torch.Tensor
+
+    def __init__(self, layer: MemoryLayerSpec, model: ModelSpec) -> None:
+        super().__init__()
+        hidden, table = model.decoder.hidden_size, model.tables[layer.table]
+        rank = layer.rank if layer.scoring == "tucker" else 1
+        self.spec, self.table_spec, self.hidden_size = layer, table, hidden
+        self.observer: Callable[[Retrieval], None] | None = None
+        self.query = nn.Linear(hidden, layer.query_heads * 2 * layer.key_width, bias=False)
+        self.query_norm = Norm(layer.query_norm, layer.key_width) if layer.query_norm else None
+        self.key_norm = Norm(layer.key_norm, layer.key_width) if layer.key_norm else None
+        self.row_keys = nn.Parameter(torch.empty(layer.heads, rank, layer.row_keys, layer.key_width))
+        self.col_keys = nn.Parameter(torch.empty(layer.heads, rank, layer.col_keys, layer.key_width))
+        if layer.scoring == "tucker":
+            self.core = nn.Parameter(torch.empty(layer.cores, layer.heads, rank, rank))
+            self.register_buffer("u", torch.empty(layer.heads, rank))
+            self.register_buffer("v", torch.empty(layer.heads, rank))
+        if layer.shuffle:
+            self.register_buffer("shuffle", torch.empty(layer.virtual_slots, dtype=torch.int64))
+        if table.pre_value_width:
+            width = table.pre_value_width // (2 if layer.gate_activation == "swiglu" else 1)
+            self.pre_query = nn.Linear(hidden, width, bias=False)
+        if layer.output_gate:
+            self.output_gate = nn.Linear(hidden, table.value_width, bias=False)
+        if not layer.expanded:
+            self.output = nn.Linear(layer.output_blocks * table.value_width, hidden, bias=False)
+
+    def forward(self, hidden: torch.Tensor, table: ValueTable) -> torch.Tensor:
+        """hidden [T, d] -> [T, d]; runs over tokens in chunks so that no intermediate exceeds about 64 MiB."""
+        hidden = hidden.to(self.query.weight.dtype)
+        parts = [self._forward_chunk(part, table) for part in torch.split(hidden, self.chunk_tokens)]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens whose key scores and candidate grid fit in `CHUNK_BYTES`."""
+        s = self.spec
+        numbers = s.heads * (s.rank * (s.row_keys + s.col_keys) + s.cores * s.top_m**2)
+        return max(1, CHUNK_BYTES // (4 * numbers))
+
+    def _forward_chunk(self, hidden: torch.Tensor, table: ValueTable) -> torch.Tensor:
+        row, col = self.key_scores(hidden)
+        raw, indices = tucker_topk(row, col, *self.factors(row.device), self.spec.top_m)
+        scores = self._weights(raw)
+        addresses = self.addresses(indices)
+        if table.pre_values is not None:
+            x = self.pre_query(hidden).float()
+            gate = sparse_gate(table.pre_values, addresses, x, ACTIVATIONS.index(self.spec.gate_activation))
+            scores = scores * gate[..., None]
+        out = self._project(self._lookup(table, addresses, scores), hidden)
+        if self.observer is not None:
+            self.observer(Retrieval(row, col, raw, indices, out))
+        return out
+
+    def key_scores(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Row and column scores [T, H, R, n], float32; additive keys become rank 2: [s, 1] and [1, s]."""
+        s = self.spec
+        query = self.query(hidden).unflatten(-1, (s.query_heads, 2, s.key_width))
+        query = self.query_norm(query) if self.query_norm else query
+        row = self._side_scores(query[:, :, 0], self.row_keys)
+        col = self._side_scores(query[:, :, 1], self.col_keys)
+        if s.scoring == "tucker":
+            return row, col
+        return F.pad(row, (0, 0, 0, 1), value=1.0), F.pad(col, (0, 0, 1, 0), value=1.0)
+
+    def _side_scores(self, query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        keys = self.key_norm(keys) if self.key_norm else keys
+        if self.spec.query_heads == 1:
+            flat = query[:, 0] @ keys.flatten(0, 2).T.to(query.dtype)
+            return flat.view(len(flat), *keys.shape[:3]).float()
+        return torch.einsum("thd,hrnd->thrn", query, keys.to(query.dtype)).float()
+
+    def factors(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """u, v [H, 2] and the cores [M, H, R, R]; additive scoring is u = [1, 0], v = [0, 1], core = identity."""
+        if self.spec.scoring == "tucker":
+            return self.u.float(), self.v.float(), self.core.float()
+        eye = torch.eye(2, device=device)
+        heads = self.spec.heads
+        return eye[0].repeat(heads, 1), eye[1].repeat(heads, 1), eye.repeat(1, heads, 1, 1)
+
+    def _weights(self, raw: torch.Tensor) -> torch.Tensor:
+        if self.spec.score_function == "none":
+            return raw
+        per_head = raw.view(len(raw), self.spec.heads, self.spec.top_m, self.spec.cores)
+        return F.softmax(per_head, dim=2).flatten(1, 2)
+
+    def addresses(self, indices: torch.Tensor) -> torch.Tensor:
+        """Virtual indices -> block*N + row (spec §3 and §5)."""
+        s, rows = self.spec, self.table_spec.rows
+        sigma = self.shuffle[indices] if s.shuffle else indices
+        row = (sigma % s.slots + s.offset) % rows
+        return row if s.output_blocks == 1 else sigma // s.slots * rows + row
+
+    def _lookup(self, table: ValueTable, addresses: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        s = self.spec
+        if not s.expanded:
+            return cast(torch.Tensor, sparse_lookup(table.values, addresses, scores, s.output_blocks))
+        # An expanded row is M rows of d numbers, one a core: the plain lookup on the same bytes, seen as [N*M, d].
+        rows = table.values.view(-1, self.hidden_size)
+        core = torch.arange(s.cores, device=addresses.device)
+        spread = (addresses[..., None] * s.cores + core).flatten(1)
+        return cast(torch.Tensor, sparse_lookup(rows, spread, scores.flatten(1)[..., None], 1))
+
+    def _project(self, looked_up: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        if self.spec.expanded:
+            return looked_up
+        if self.spec.output_gate:
+            looked_up = looked_up * F.silu(self.output_gate(hidden)).float()
+        out: torch.Tensor = self.output(looked_up.to(self.output.weight.dtype))
+        return out

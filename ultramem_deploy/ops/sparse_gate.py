@@ -1,0 +1,129 @@
+"""SparseGate: the pre-value gate of UltraMemV2 (P2 §3.4, spec §3): gate_k = act(<pre_value[row_k], x>)."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from .schema import Attribute, Operator, Port
+
+ACTIVATIONS = ("none", "gelu", "silu", "swiglu")
+
+OPERATOR = Operator(
+    name="SparseGate",
+    doc=(
+        "Dot product of x with one table row per address, and an activation of it. The row is address mod N, so the "
+        "addresses of SparseLookup serve unchanged. With swiglu the row holds two vectors, gate first: "
+        "silu(<row[:P], x>) * <row[P:], x>. gelu is the exact (erf) one. Arithmetic is in float32."
+    ),
+    inputs=(
+        Port("table", ("N", "W"), "V", "pre-values; W = P, or 2P for swiglu"),
+        Port("addresses", ("T", "K"), "I", "block*N + row; must be >= 0"),
+        Port("x", ("T", "P"), "T", "the projected hidden state"),
+    ),
+    outputs=(Port("gate", ("T", "K"), "T", "one factor per address"),),
+    types={"T": ("float32", "float16"), "V": ("float32", "float16", "bfloat16"), "I": ("int64",)},
+    attributes=(Attribute("activation", "0 none, 1 gelu, 2 silu, 3 swiglu", default=0, choices=ACTIVATIONS),),
+    # The second product equals the first where W = P: Where picks by the attribute, with no branch for a host to lack.
+    body="""{
+        axis1 = Constant <value_ints = [1]> ()
+        axis2 = Constant <value_ints = [2]> ()
+        start = Constant <value_ints = [0]> ()
+        end = Constant <value_ints = [9223372036854775807]> ()
+        half = Constant <value_float = 0.5> ()
+        unit = Constant <value_float = 1.0> ()
+        inv_sqrt2 = Constant <value_float = 0.70710678118654752> ()
+        is_gelu_code = Constant <value_int = 1> ()
+        is_silu_code = Constant <value_int = 2> ()
+        is_swiglu_code = Constant <value_int = 3> ()
+        code = Constant <value_int: int = @activation> ()
+        total = Shape <start = 0, end = 1> (table)
+        rows = Mod (addresses, total)
+        gathered = Gather <axis = 0> (table, rows)
+        values = Cast <to = 1> (gathered)
+        width = Shape <start = 1, end = 2> (x)
+        minus_width = Neg (width)
+        first = Slice (values, start, width, axis2)
+        last = Slice (values, minus_width, end, axis2)
+        x32 = Cast <to = 1> (x)
+        x3 = Unsqueeze (x32, axis2)
+        first3 = MatMul (first, x3)
+        last3 = MatMul (last, x3)
+        a = Squeeze (first3, axis2)
+        b = Squeeze (last3, axis2)
+        sigmoid = Sigmoid (a)
+        silu = Mul (a, sigmoid)
+        swiglu = Mul (silu, b)
+        scaled = Mul (a, inv_sqrt2)
+        erf = Erf (scaled)
+        erf1 = Add (erf, unit)
+        half_a = Mul (a, half)
+        gelu = Mul (half_a, erf1)
+        is_gelu = Equal (code, is_gelu_code)
+        is_silu = Equal (code, is_silu_code)
+        is_swiglu = Equal (code, is_swiglu_code)
+        or_gelu = Where (is_gelu, gelu, a)
+        or_silu = Where (is_silu, silu, or_gelu)
+        gate32 = Where (is_swiglu, swiglu, or_silu)
+        gate = CastLike (gate32, x)
+    }""",
+)
+
+CHUNK_BYTES = 64 << 20
+
+
+def reference(table: torch.Tensor, addresses: torch.Tensor, x: torch.Tensor, activation: int = 0) -> torch.Tensor:
+    """Gate [T, K] in the dtype of `x`; never holds more than about 64 MiB of gathered rows.
+
+    Raises IndexError where an address is negative.
+    """
+    if addresses.numel() and int(addresses.min()) < 0:
+        raise IndexError(f"SparseGate: address {int(addresses.min())} is negative: the indices are not a memory layer's")
+    rows = addresses % table.shape[0]
+    per_token = max(1, rows.shape[1] * table.shape[1] * 4)
+    step = max(1, CHUNK_BYTES // per_token)
+    parts = [_gate(table, rows[t : t + step], x[t : t + step], activation) for t in range(0, rows.shape[0], step)]
+    return torch.cat(parts) if parts else x.new_empty(addresses.shape)
+
+
+def _gate(table: torch.Tensor, rows: torch.Tensor, x: torch.Tensor, activation: int) -> torch.Tensor:
+    values, x32 = table[rows].float(), x.float()
+    width = x.shape[1]
+    a = torch.einsum("tkp,tp->tk", values[..., :width], x32)
+    if ACTIVATIONS[activation] == "swiglu":
+        out = F.silu(a) * torch.einsum("tkp,tp->tk", values[..., width:], x32)
+    else:
+        out = {"none": lambda a: a, "gelu": F.gelu, "silu": F.silu}[ACTIVATIONS[activation]](a)
+    return out.to(x.dtype)
+
+
+@torch.library.custom_op("ultramem::sparse_gate", mutates_args=())
+def sparse_gate(table: torch.Tensor, addresses: torch.Tensor, x: torch.Tensor, activation: int = 0) -> torch.Tensor:
+    """The registered operator; see `reference`. Differentiable in `table` and `x`."""
+    return reference(table, addresses, x, activation)
+
+
+@sparse_gate.register_fake
+def _(table, addresses, x, activation=0):  # type: ignore[no-untyped-def]
+    return x.new_empty(addresses.shape)
+
+
+def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    table, addresses, x, ctx.activation = inputs
+    ctx.save_for_backward(table, addresses, x)
+
+
+def _backward(ctx, grad):  # type: ignore[no-untyped-def]
+    table, addresses, x = ctx.saved_tensors
+    rows = addresses % table.shape[0]
+    with torch.enable_grad():
+        values, x_leaf = table[rows].detach().float().requires_grad_(), x.detach().float().requires_grad_()
+        local = torch.arange(rows.numel(), device=rows.device).reshape(rows.shape)
+        out = _gate(values.flatten(0, 1), local, x_leaf, ctx.activation)
+        grad_values, grad_x = torch.autograd.grad(out, (values, x_leaf), grad.float())
+    grad_table = torch.zeros_like(table, dtype=torch.float32)
+    grad_table.index_add_(0, rows.flatten(), grad_values.flatten(0, 1))
+    return grad_table.to(table.dtype), None, grad_x.to(x.dtype), None
+
+
+sparse_gate.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,204 @@
+"""The verbs as functions: what the command line calls and `import ultramem_deploy` offers.
+
+Every stage takes a source and an output directory; `progress(done, total, what)` is called as it goes. Failures raise
+`errors.InputError` (bad input or usage) or `errors.CheckFailed` (a comparison that failed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .errors import CheckFailed, InputError
+
+Progress = Callable[[int, int, str], None]
+
+
+def convert(
+    src: str | Path,
+    out: str | Path,
+    *,
+    family: str | None = None,
+    dtype: str = "keep",
+    overwrite: bool = False,
+    copy: bool = False,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Source checkpoint -> canonical checkpoint; see `converters.importers.import_checkpoint`."""
+    from .converters.importers import import_checkpoint
+
+    return import_checkpoint(
+        Path(src), Path(out), family=family, dtype=dtype, overwrite=overwrite, copy=copy, jobs=jobs, progress=progress
+    )
+
+
+def upcycle(
+    src: str | Path,
+    out: str | Path,
+    *,
+    method: str = "identity",
+    overwrite: bool = False,
+    copy: bool = False,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+    **sizes: Any,
+) -> dict[str, Any]:
+    """Dense canonical checkpoint -> one with memory layers; `sizes` are the fields of `IdentityOptions`."""
+    from .converters.upcycle.identity import IdentityOptions
+    from .converters.upcycle.stage import upcycle_checkpoint
+
+    options = _options(IdentityOptions, sizes)
+    return upcycle_checkpoint(
+        Path(src), Path(out), method=method, options=options, overwrite=overwrite, copy=copy, jobs=jobs,
+        progress=progress,
+    )  # fmt: skip
+
+
+def heal(
+    src: str | Path,
+    out: str | Path,
+    *,
+    text: str | Path | None = None,
+    overwrite: bool = False,
+    copy: bool = False,
+    progress: Progress | None = None,
+    **training: Any,
+) -> dict[str, Any]:
+    """Train the memory layers on text; `training` are the fields of `HealOptions`."""
+    from .converters.heal.stage import heal_checkpoint
+    from .converters.heal.train import HealOptions
+
+    options = _options(HealOptions, training)
+    return heal_checkpoint(
+        Path(src), Path(out), text=_path(text), options=options, overwrite=overwrite, copy=copy, progress=progress
+    )
+
+
+def fold(
+    src: str | Path,
+    out: str | Path,
+    *,
+    mode: str = "expand",
+    dtype: str = "keep",
+    overwrite: bool = False,
+    copy: bool = False,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Fold the implicit value expansion into physical tables; see `converters.fold.stage.fold_checkpoint`."""
+    from .converters.fold.stage import fold_checkpoint
+
+    return fold_checkpoint(
+        Path(src), Path(out), mode=mode, dtype=dtype, overwrite=overwrite, copy=copy, jobs=jobs, progress=progress
+    )
+
+
+def export(
+    src: str | Path,
+    out: str | Path,
+    *,
+    target: str = "ort",
+    overwrite: bool = False,
+    copy: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Canonical checkpoint -> ONNX bundle; see `converters.onnx.export_onnx`."""
+    from .converters.onnx import export_onnx
+
+    return export_onnx(Path(src), Path(out), target=target, overwrite=overwrite, copy=copy, progress=progress)
+
+
+def verify(
+    reference: str | Path,
+    candidate: str | Path,
+    *,
+    text: str | Path | None = None,
+    tokens: int = 512,
+    max_abs: float | None = None,
+    kl: float | None = None,
+    runtime: str | None = None,
+    check: bool = True,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Compare two artifacts; raises CheckFailed where they differ by more than the limits, unless `check` is False."""
+    from .verification import DEFAULT_KL, DEFAULT_MAX_ABS, compare
+
+    result = compare(
+        Path(reference),
+        Path(candidate),
+        text=_path(text),
+        tokens=tokens,
+        max_abs=DEFAULT_MAX_ABS if max_abs is None else max_abs,
+        kl=DEFAULT_KL if kl is None else kl,
+        runtime=runtime,
+        progress=progress,
+    )
+    if check and not result.passed:
+        raise CheckFailed(
+            f"verify: {Path(candidate).name} differs from {Path(reference).name}: max abs logit error "
+            f"{result.max_abs_logit_error:.3g} (limit {result.max_abs:.3g}), mean KL {result.mean_kl:.3g} "
+            f"(limit {result.kl:.3g}); worst {result.worst.tensor} at token {result.worst.token}: "
+            f"{result.worst.reference:.6g} became {result.worst.candidate:.6g}"
+        )
+    return result.to_dict()
+
+
+def generate(
+    model: str | Path,
+    *,
+    prompt: str,
+    max_new_tokens: int = 64,
+    runtime: str | None = None,
+    on_text: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Greedy continuation of `prompt`; `on_text` gets each new piece of text as it comes.
+
+    Returns prompt, text, ids, prompt_tokens, runtime, prefill_seconds, decode_seconds and tokens_per_second.
+    """
+    from .runtime.generation import Generation, greedy
+    from .runtime.opening import open_runner
+    from .runtime.tokenizer import Tokenizer
+
+    if max_new_tokens < 1:
+        raise InputError(f"--max-new-tokens: must be positive, found {max_new_tokens}")
+    path = Path(model)
+    runner, tokenizer = open_runner(path, runtime), Tokenizer(path)
+    ids = tokenizer.encode(prompt)
+    if not ids:
+        raise InputError("--prompt: holds no tokens; give some text to continue")
+    stop = runner.spec.tokens.eos if runner.spec else ()
+    record, shown = Generation(), ""
+    for _ in greedy(runner, ids, max_new_tokens, stop, record):
+        text = tokenizer.decode(record.ids)
+        # A character may need several tokens: hold back until it is whole.
+        if on_text and not text.endswith("\ufffd"):
+            on_text(text[len(shown) :])
+            shown = text
+    text = tokenizer.decode(record.ids)
+    if on_text and text != shown:
+        on_text(text[len(shown) :])
+    timing = {"prefill_seconds": record.prefill_seconds, "decode_seconds": record.decode_seconds}
+    return {
+        "prompt": prompt,
+        "text": text,
+        "ids": record.ids,
+        "prompt_tokens": len(ids),
+        "runtime": runner.name,
+        **timing,
+        "tokens_per_second": record.tokens_per_second,
+    }
+
+
+def _path(value: str | Path | None) -> Path | None:
+    return None if value is None else Path(value)
+
+
+def _options(kind: Any, given: dict[str, Any]) -> Any:
+    known = asdict(kind())
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise InputError(f"unknown option {unknown[0]!r}; expected some of {', '.join(known)}")
+    return kind(**given)

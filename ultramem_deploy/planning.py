@@ -1,0 +1,54 @@
+"""Sizes and peaks from the model description alone, before any work is done (no torch)."""
+
+from __future__ import annotations
+
+import math
+
+from .layout import tensor_layout
+from .spec import MemoryLayerSpec, ModelSpec
+
+PREFILL_BUDGET = 256 << 20
+
+
+def gathered_bytes(layer: MemoryLayerSpec, spec: ModelSpec) -> int:
+    """Bytes a token of table rows held in float32 while a layer's lookup runs by its function body: K*(D + P)."""
+    table = spec.tables[layer.table]
+    return 4 * layer.taken * (table.value_width + table.pre_value_width)
+
+
+def scored_bytes(layer: MemoryLayerSpec) -> int:
+    """Bytes a token of float32 scores in stages 1 and 2: H*((2R + 1)*(n_row + n_col) + (M + 1)*m^2)."""
+    # A body multiplies the key scores by u and v into a second array before it sums over the rank.
+    rank = layer.rank if layer.scoring == "tucker" else 2
+    grid = (layer.cores + 1) * min(layer.top_m, layer.row_keys) * min(layer.top_m, layer.col_keys)
+    return 4 * layer.heads * ((2 * rank + 1) * (layer.row_keys + layer.col_keys) + grid)
+
+
+def prefill_bytes(spec: ModelSpec, tokens: int) -> int:
+    """Peak bytes that memory layers hold while `tokens` are fed at once: the widest one's, for they run in turn."""
+    # A body multiplies the gathered rows by their scores into a second array before it sums: twice the rows.
+    return tokens * max((2 * gathered_bytes(s, spec) + scored_bytes(s) for s in spec.memory), default=0)
+
+
+def prefill_chunk(spec: ModelSpec, budget: int = PREFILL_BUDGET) -> int:
+    """Tokens to feed at once so that `prefill_bytes` stays within `budget` bytes; at least 1, at most 512."""
+    per_token = prefill_bytes(spec, 1)
+    return max(1, min(512, budget // per_token)) if per_token else 512
+
+
+def parameter_counts(spec: ModelSpec) -> dict[str, int]:
+    """parameters_total, parameters_table and parameters_active of a model.
+
+    Active: multiplied once a token, the rows read included, the embedding lookup not (a tied embedding counts once, as
+    the output projection). Buffers (shuffle, u, v) are not parameters.
+    """
+    total = table = active = 0
+    for tensor in tensor_layout(spec).values():
+        size = math.prod(tensor.shape)
+        total += size if tensor.role != "buffer" else 0
+        table += size if tensor.role == "table" else 0
+        active += size if tensor.role in ("dense", "memory") else 0
+    if not spec.decoder.tie_embeddings:
+        active -= spec.decoder.vocab_size * spec.decoder.hidden_size
+    rows = sum(s.taken * (spec.tables[s.table].value_width + spec.tables[s.table].pre_value_width) for s in spec.memory)
+    return {"parameters_total": total, "parameters_table": table, "parameters_active": active + rows}

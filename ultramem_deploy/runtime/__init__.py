@@ -1,0 +1,1 @@
+"""Running artifacts: ONNX Runtime, TensorRT, plugin discovery, generation."""

@@ -1,0 +1,47 @@
+"""From a directory and a runtime's name to something that runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import InputError
+from ..spec import MODEL_TYPE, read_json
+from .base import Runner
+
+RUNTIMES = ("torch", "ort", "ort-bodies")
+
+
+def open_runner(path: Path, runtime: str | None = None, dtype: str | None = None) -> Runner:
+    """Load a model; None picks ONNX Runtime for a bundle, PyTorch for a canonical checkpoint, else transformers.
+
+    dtype (PyTorch alone): as in `model.load`. Raises InputError where the directory does not hold what `runtime` runs.
+    """
+    kind = _kind(path)
+    if runtime not in (None, *RUNTIMES):
+        raise InputError(f"--runtime: expected one of {', '.join(RUNTIMES)}, found {runtime!r}")
+    if runtime in ("ort", "ort-bodies") and kind != "bundle":
+        raise InputError(f"{path.name}: no model.onnx for --runtime {runtime}: run `ultramem-deploy export` first")
+    if kind == "bundle" and runtime != "torch":
+        from .ort import OrtRunner
+
+        return OrtRunner(path, kernels=runtime != "ort-bodies")
+    if kind == "source":
+        if runtime == "torch":
+            raise InputError(f"{path.name}: not a canonical checkpoint: run `ultramem-deploy convert` first")
+        from .transformers_runner import TransformersRunner
+
+        return TransformersRunner(path)
+    from .torch_runner import TorchRunner
+
+    return TorchRunner(path, dtype=dtype)
+
+
+def _kind(path: Path) -> str:
+    if not path.exists():
+        raise InputError(f"{path}: no such file or directory")
+    if (path / "model.onnx").is_file():
+        return "bundle"
+    config = path / "config.json"
+    if config.is_file() and read_json(config).get("model_type") == MODEL_TYPE:
+        return "checkpoint"
+    return "source"

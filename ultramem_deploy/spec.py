@@ -1,0 +1,236 @@
+"""The description of a model: frozen dataclasses <-> `config.json`, validated with every problem listed at once.
+
+Symbols in comments are those of the UltraMem papers: T tokens, d hidden size, H heads, R Tucker rank, M Tucker cores,
+n keys a side, m values taken a head, K = H*m, N physical slots, E virtual blocks, D value width, P pre-value width.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from .errors import ConfigError, InputError
+from .spec_rules import model_problems as model_problems
+
+MODEL_TYPE = "ultramem"
+FORMAT_VERSION = 1
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+NormKind = Literal["rms", "layer"]
+MemoryKind = Literal["ultramem_v1", "ultramem_v2", "memory_plus", "pkm"]
+GateActivation = Literal["none", "gelu", "silu", "swiglu"]
+FloatType = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class NormSpec:
+    """RMSNorm or LayerNorm over the last axis; `affine` False means that it has no weight (OLMo)."""
+
+    kind: NormKind
+    eps: float
+    affine: bool = True
+    bias: bool = False
+
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True)
+class RopeSpec:
+    """Rotary positions, rotating halves. `scaling` other than "none" uses the fields below it."""
+
+    theta: float
+    scaling: Literal["none", "linear", "llama3"] = "none"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 1.0
+    original_max_positions: int = 0
+
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """A decoder-only transformer with gated FFNs. `vocab_size` counts embedding rows, hence logit columns."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_positions: int
+    norm: NormSpec
+    rope: RopeSpec
+    norm_position: Literal["pre", "post"] = "pre"
+    qk_norm: Literal["none", "head", "projection"] = "none"
+    activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
+    qkv_bias: bool = False
+    attention_output_bias: bool = False
+    mlp_bias: bool = False
+    clip_qkv: float | None = None
+    sliding_window: int | None = None
+    sliding_layers: tuple[int, ...] = ()
+    tie_embeddings: bool = False
+
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """A value table [rows, value_width] and, where pre_value_width > 0, a pre-value table [rows, pre_value_width]."""
+
+    rows: int
+    value_width: int
+    pre_value_width: int = 0
+
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True)
+class MemoryLayerSpec:
+    """One memory layer: reads block `read_block`'s FFN input, adds its output after block `write_block`.
+
+    `slots` is the layer's window of its table: row = (sigma mod slots + offset) mod table rows, block = sigma // slots,
+    sigma = shuffle[virtual]. `expanded` marks a table whose rows are already projected (M*d numbers a virtual slot).
+    """
+
+    kind: MemoryKind
+    read_block: int
+    write_block: int
+    heads: int
+    top_m: int
+    row_keys: int
+    col_keys: int
+    key_width: int
+    table: str
+    slots: int
+    scoring: Literal["tucker", "additive"] = "tucker"
+    rank: int = 2
+    cores: int = 2
+    query_heads: int = 1
+    query_norm: NormSpec | None = None
+    key_norm: NormSpec | None = None
+    score_function: Literal["none", "softmax"] = "none"
+    offset: int = 0
+    blocks: int = 1
+    sum_blocks: bool = False
+    shuffle: bool = False
+    gate_activation: GateActivation = "none"
+    output_gate: bool = False
+    expanded: bool = False
+
+    __pydantic_config__ = _STRICT
+
+    @property
+    def virtual_slots(self) -> int:
+        """Pairs of a row and a column key."""
+        return self.row_keys * self.col_keys
+
+    @property
+    def taken(self) -> int:
+        """K: values taken a token."""
+        return self.heads * self.top_m
+
+    @property
+    def output_blocks(self) -> int:
+        """Virtual blocks that stay apart until the output projection."""
+        return 1 if self.sum_blocks else self.blocks
+
+    @property
+    def folded(self) -> bool:
+        return self.expanded
+
+
+@dataclass(frozen=True)
+class TokenSpec:
+    """Special token ids; several end-of-text ids are possible."""
+
+    bos: int | None = None
+    eos: tuple[int, ...] = ()
+    pad: int | None = None
+
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A whole model: what `config.json` of a canonical checkpoint holds."""
+
+    decoder: DecoderSpec
+    memory: tuple[MemoryLayerSpec, ...] = ()
+    tables: dict[str, TableSpec] = field(default_factory=dict)
+    tokens: TokenSpec = TokenSpec()
+    source_family: str = ""
+
+    __pydantic_config__ = _STRICT
+
+    def to_config(self) -> dict[str, Any]:
+        """The content of `config.json`."""
+        head = {"model_type": MODEL_TYPE, "architectures": ["UltraMemForCausalLM"], "format_version": FORMAT_VERSION}
+        body: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return head | body
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], where: str = "config.json") -> ModelSpec:
+        """Parse and validate. Raises ConfigError with every problem found."""
+        body = dict(config)
+        problems = _head_problems(body)
+        try:
+            spec = _ADAPTER.validate_json(json.dumps(body))
+        except ValidationError as error:
+            raise ConfigError(where, problems + [_describe(e) for e in error.errors()]) from None
+        except (RecursionError, TypeError, ValueError) as error:
+            raise ConfigError(where, [*problems, f"cannot be read as JSON ({error})"]) from None
+        problems += model_problems(spec)
+        if problems:
+            raise ConfigError(where, problems)
+        return spec
+
+    @classmethod
+    def load(cls, directory: Path) -> ModelSpec:
+        """Read `directory/config.json`. Raises InputError or ConfigError."""
+        return cls.from_config(read_json(directory / "config.json"), f"{directory.name}/config.json")
+
+
+_ADAPTER = TypeAdapter(ModelSpec)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises InputError where it is missing or not an object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; expected a model directory with {path.name}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def _head_problems(body: dict[str, Any]) -> list[str]:
+    problems = []
+    model_type = body.pop("model_type", None)
+    if model_type != MODEL_TYPE:
+        problems.append(f"model_type: expected {MODEL_TYPE!r}, found {model_type!r}")
+    body.pop("architectures", None)
+    version = body.pop("format_version", None)
+    if version != FORMAT_VERSION:
+        problems.append(f"format_version: this version reads {FORMAT_VERSION}, found {version!r}")
+    return problems
+
+
+def _describe(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"]) or "(root)"
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{where}: unknown key"
+    if error["type"] in ("missing", "missing_argument"):
+        return f"{where}: missing"
+    found = repr(error["input"])
+    return f"{where}: {error['msg']}, found {found if len(found) <= 80 else found[:77] + '...'}"

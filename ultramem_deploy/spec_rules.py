@@ -1,0 +1,142 @@
+"""The rules of a model description that one field alone cannot show. Each problem is a line: where, expected, found."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .spec import DecoderSpec, MemoryLayerSpec, ModelSpec, NormSpec, RopeSpec, TableSpec
+
+_TABLE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+
+
+def model_problems(spec: ModelSpec) -> list[str]:
+    """Every broken rule of `spec`; empty where it describes a model that can run."""
+    problems = _decoder_problems(spec.decoder)
+    for name, table in spec.tables.items():
+        problems += _table_problems(name, table)
+    for index, layer in enumerate(spec.memory):
+        problems += [f"memory.{index}.{p}" for p in _layer_problems(layer, spec)]
+    used = {layer.table for layer in spec.memory}
+    problems += [f"tables.{name}: no memory layer uses it" for name in spec.tables if name not in used]
+    writes = [layer.write_block for layer in spec.memory]
+    twice = sorted({b for b in writes if writes.count(b) > 1})
+    return problems + [f"memory: block {b} is written by {writes.count(b)} layers" for b in twice]
+
+
+def _not_positive(values: Mapping[str, float | None], prefix: str = "") -> list[str]:
+    """Names whose value is given and is not a positive, finite number."""
+    return [
+        f"{prefix}{name}: must be positive, found {value}"
+        for name, value in values.items()
+        if value is not None and not 0 < value < math.inf
+    ]
+
+
+def _decoder_problems(d: DecoderSpec) -> list[str]:
+    names = (
+        "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size",
+        "max_positions", "clip_qkv", "sliding_window",
+    )  # fmt: skip
+    problems = _not_positive({name: getattr(d, name) for name in names}, "decoder.")
+    problems += _norm_problems("decoder.norm", d.norm) + _rope_problems(d.rope)
+    if d.num_kv_heads > 0 and d.num_heads % d.num_kv_heads:
+        problems.append(f"decoder.num_kv_heads: must divide num_heads ({d.num_heads}), found {d.num_kv_heads}")
+    if d.head_dim % 2:
+        problems.append(f"decoder.head_dim: rotary positions need an even size, found {d.head_dim}")
+    if d.sliding_layers and d.sliding_window is None:
+        problems.append("decoder.sliding_layers: given without sliding_window")
+    outside = [i for i in d.sliding_layers if not 0 <= i < d.num_layers]
+    return problems + [f"decoder.sliding_layers: layer {i} outside 0..{d.num_layers - 1}" for i in outside]
+
+
+def _norm_problems(where: str, norm: NormSpec | None) -> list[str]:
+    return _not_positive({f"{where}.eps": norm.eps}) if norm else []
+
+
+def _rope_problems(rope: RopeSpec) -> list[str]:
+    used: dict[str, float] = {"theta": rope.theta}
+    if rope.scaling != "none":
+        used["factor"] = rope.factor
+    if rope.scaling != "llama3":
+        return _not_positive(used, "decoder.rope.")
+    used |= {n: getattr(rope, n) for n in ("low_freq_factor", "high_freq_factor", "original_max_positions")}
+    problems = _not_positive(used, "decoder.rope.")
+    if not rope.low_freq_factor < rope.high_freq_factor:
+        problems.append(
+            f"decoder.rope.high_freq_factor: must exceed low_freq_factor ({rope.low_freq_factor}), "
+            f"found {rope.high_freq_factor}"
+        )
+    return problems
+
+
+def _table_problems(name: str, table: TableSpec) -> list[str]:
+    problems = _not_positive({"rows": table.rows, "value_width": table.value_width}, f"tables.{name}.")
+    if table.pre_value_width < 0:
+        problems.append(f"tables.{name}.pre_value_width: must not be negative, found {table.pre_value_width}")
+    if not _TABLE_NAME.fullmatch(name):
+        problems.append(f"tables: a name is a letter and then letters, digits and _, found {name!r}")
+    return problems
+
+
+def _layer_problems(layer: MemoryLayerSpec, spec: ModelSpec) -> list[str]:
+    names = ("heads", "top_m", "row_keys", "col_keys", "key_width", "slots", "rank", "cores", "blocks")
+    problems = _not_positive({name: getattr(layer, name) for name in names})
+    problems += _norm_problems("query_norm", layer.query_norm) + _norm_problems("key_norm", layer.key_norm)
+    last = spec.decoder.num_layers - 1
+    if not 0 <= layer.read_block <= layer.write_block <= last:
+        problems.append(
+            f"read_block/write_block: expected 0 <= read <= write <= {last}, "
+            f"found {layer.read_block}:{layer.write_block}"
+        )
+    if layer.virtual_slots != layer.blocks * layer.slots:
+        problems.append(
+            f"slots: row_keys*col_keys = {layer.virtual_slots} must equal blocks*slots = {layer.blocks * layer.slots}"
+        )
+    kept = min(layer.top_m, layer.row_keys) * min(layer.top_m, layer.col_keys)
+    if layer.top_m > kept:
+        problems.append(f"top_m: {layer.top_m} exceeds the {kept} candidates that stage 1 keeps")
+    if layer.query_heads not in (1, layer.heads):
+        problems.append(f"query_heads: must be 1 or heads ({layer.heads}), found {layer.query_heads}")
+    if layer.scoring == "additive" and layer.cores != 1:
+        problems.append(f"cores: additive scoring has 1, found {layer.cores}")
+    return problems + _layer_table_problems(layer, spec)
+
+
+def _layer_table_problems(layer: MemoryLayerSpec, spec: ModelSpec) -> list[str]:
+    table = spec.tables.get(layer.table)
+    if table is None:
+        return [f"table: no table named {layer.table!r}"]
+    problems = []
+    if layer.slots > table.rows:
+        problems.append(f"slots: {layer.slots} exceed the {table.rows} rows of table {layer.table!r}")
+    if not 0 <= layer.offset < max(table.rows, 1):
+        problems.append(f"offset: expected 0 <= offset < {table.rows}, found {layer.offset}")
+    if layer.cores > 0 and table.value_width % layer.cores:
+        problems.append(f"cores: must divide the value width {table.value_width}, found {layer.cores}")
+    return problems + _gate_problems(layer, table) + _expanded_problems(layer, table, spec.decoder.hidden_size)
+
+
+def _gate_problems(layer: MemoryLayerSpec, table: TableSpec) -> list[str]:
+    if layer.gate_activation != "none" and table.pre_value_width <= 0:
+        return [f"gate_activation: {layer.gate_activation} needs a table with pre-values, {layer.table!r} has none"]
+    if layer.gate_activation == "swiglu" and table.pre_value_width % 2:
+        return [f"gate_activation: swiglu needs an even pre-value width, found {table.pre_value_width}"]
+    return []
+
+
+def _expanded_problems(layer: MemoryLayerSpec, table: TableSpec, hidden: int) -> list[str]:
+    if not layer.expanded:
+        return []
+    problems = []
+    if table.value_width != layer.cores * hidden:
+        problems.append(
+            f"expanded: table {layer.table!r} must have cores*hidden_size = {layer.cores * hidden} columns, "
+            f"found {table.value_width}"
+        )
+    if layer.blocks != 1 or layer.shuffle or layer.output_gate:
+        problems.append("expanded: an expanded layer has one block, no shuffle and no output gate")
+    return problems
