@@ -14,9 +14,9 @@ from measurements import Measurements
 from report import Report, show, write
 from rich.console import Console
 from source import source_model
-from ultramem_deploy.cli.bar import shown_progress
 
 import ultramem_deploy as um
+from ultramem_deploy.cli.bar import shown_progress
 from ultramem_deploy.errors import UltraMemError
 from ultramem_deploy.runtime.opening import open_runner
 from ultramem_deploy.runtime.scoring import decode_rates, perplexity
@@ -28,7 +28,7 @@ OUT = HERE / "out"
 PROMPT = "The with statement is used to wrap the execution of a block with methods defined by a context manager."
 STEPS = 64
 PARITY, FOLD, ONNX = 1e-3, 1e-4, 1e-3
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 140)
 
 
 def main() -> None:

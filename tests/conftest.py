@@ -16,7 +16,8 @@ from ultramem_deploy.spec import ModelSpec
 # A shared machine stalls at times: a deadline would make the property tests fail by chance.
 settings.register_profile("shared", deadline=None, derandomize=True)
 settings.load_profile("shared")
-torch.set_num_threads(2)
+# Tiny models gain nothing from threads, and test processes share the cores.
+torch.set_num_threads(1)
 
 Written = Callable[..., Path]
 

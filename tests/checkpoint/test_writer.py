@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import math
 import threading
 import time
@@ -72,7 +73,7 @@ def test_chunks_tile_the_rows(shape: list[int], itemsize: int) -> None:
         assert grid == []
         return
     assert grid[0][0] == 0 and grid[-1][1] == rows
-    assert all(before[1] == after[0] for before, after in zip(grid, grid[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(grid))
     row_bytes = math.prod(shape[1:]) * itemsize
     assert all(start < stop and (stop - start) * row_bytes <= max(row_bytes, 16 << 20) for start, stop in grid)
 

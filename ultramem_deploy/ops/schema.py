@@ -78,7 +78,8 @@ class Operator:
         """The operator's schema, for `onnx.defs.register_schema` and for the checker."""
         schema = onnx.defs.OpSchema
         constraints = [
-            (variable, [f"tensor({_onnx_type_name(t)})" for t in allowed], "") for variable, allowed in self.types.items()
+            (variable, [f"tensor({_onnx_type_name(t)})" for t in allowed], "")
+            for variable, allowed in self.types.items()
         ]
         return schema(
             self.name,

@@ -78,7 +78,7 @@ def reference(table: torch.Tensor, addresses: torch.Tensor, x: torch.Tensor, act
     Raises IndexError where an address is negative.
     """
     if addresses.numel() and int(addresses.min()) < 0:
-        raise IndexError(f"SparseGate: address {int(addresses.min())} is negative: the indices are not a memory layer's")
+        raise IndexError(f"SparseGate: address {int(addresses.min())} is negative: not a memory layer's index")
     rows = addresses % table.shape[0]
     per_token = max(1, rows.shape[1] * table.shape[1] * 4)
     step = max(1, CHUNK_BYTES // per_token)

@@ -70,9 +70,7 @@ def reference(table: torch.Tensor, addresses: torch.Tensor, scores: torch.Tensor
     """
     _check_addresses(addresses, blocks * table.shape[0])
     step = max(1, CHUNK_BYTES // max(1, addresses.shape[1] * table.shape[1] * 4))
-    parts = [
-        _sum(table, addresses[t : t + step], scores[t : t + step], blocks) for t in range(0, len(addresses), step)
-    ]
+    parts = [_sum(table, addresses[t : t + step], scores[t : t + step], blocks) for t in range(0, len(addresses), step)]
     return torch.cat(parts) if parts else scores.new_empty((0, blocks * table.shape[1]))
 
 
@@ -100,9 +98,7 @@ def _sum(table: torch.Tensor, addresses: torch.Tensor, scores: torch.Tensor, blo
 
 
 @torch.library.custom_op("ultramem::sparse_lookup", mutates_args=())
-def sparse_lookup(
-    table: torch.Tensor, addresses: torch.Tensor, scores: torch.Tensor, blocks: int = 1
-) -> torch.Tensor:
+def sparse_lookup(table: torch.Tensor, addresses: torch.Tensor, scores: torch.Tensor, blocks: int = 1) -> torch.Tensor:
     """The registered operator; see `reference`. Differentiable in `table` and `scores`."""
     return reference(table, addresses, scores, blocks)
 

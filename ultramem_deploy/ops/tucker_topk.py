@@ -1,4 +1,4 @@
-"""TuckerTopK: Tucker-decomposed query-key retrieval (P1 §3.2, spec §2): from key scores to the top-m virtual indices."""
+"""TuckerTopK: Tucker-decomposed query-key retrieval (P1 §3.2): from key scores to the top-m virtual indices."""
 
 from __future__ import annotations
 
