@@ -27,12 +27,16 @@ def machine() -> dict[str, Any]:
 
 
 def read_bandwidth(mebibytes: int = 1024, repeats: int = 7) -> float:
-    """Bytes a second of reading a buffer much larger than the caches, every core at once: the best of `repeats`."""
+    """Bytes a second of reading a buffer much larger than the caches, every core at once: the best of `repeats`.
+
+    A sum and a matrix-vector product take turns: which of them reads faster differs between machines.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     try:
-        buffer = torch.ones(mebibytes << 18)
-        seconds = [_timed(lambda: buffer.sum()) for _ in range(repeats)]
+        buffer, vector = torch.ones(mebibytes << 8, 1024), torch.ones(1024)
+        actions: dict[str, Callable[[], Any]] = {"sum": buffer.sum, "product": lambda: buffer @ vector}
+        seconds = [value for values in interleaved(actions, repeats).values() for value in values]
         return 4 * buffer.numel() / min(seconds)
     finally:
         torch.set_num_threads(threads)

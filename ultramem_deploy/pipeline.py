@@ -68,8 +68,8 @@ def heal(
     **training: Any,
 ) -> dict[str, Any]:
     """Train the memory layers on text; `training` are the fields of `HealOptions`."""
+    from .converters.heal.options import HealOptions
     from .converters.heal.stage import heal_checkpoint
-    from .converters.heal.train import HealOptions
 
     options = _options(HealOptions, training)
     return heal_checkpoint(
@@ -136,13 +136,8 @@ def verify(
         runtime=runtime,
         progress=progress,
     )
-    if check and not result.passed:
-        raise CheckFailed(
-            f"verify: {Path(candidate).name} differs from {Path(reference).name}: max abs logit error "
-            f"{result.max_abs_logit_error:.3g} (limit {result.max_abs:.3g}), mean KL {result.mean_kl:.3g} "
-            f"(limit {result.kl:.3g}); worst {result.worst.tensor} at token {result.worst.token}: "
-            f"{result.worst.reference:.6g} became {result.worst.candidate:.6g}"
-        )
+    if check and result.reason:
+        raise CheckFailed(result.reason)
     return result.to_dict()
 
 

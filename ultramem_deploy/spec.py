@@ -195,7 +195,13 @@ class ModelSpec:
     @classmethod
     def load(cls, directory: Path) -> ModelSpec:
         """Read `directory/config.json`. Raises InputError or ConfigError."""
-        return cls.from_config(read_json(directory / "config.json"), f"{directory.name}/config.json")
+        config = read_json(directory / "config.json")
+        if config.get("model_type") != MODEL_TYPE:
+            raise InputError(
+                f"{directory}: not a canonical checkpoint (model_type {str(config.get('model_type'))!r}, expected "
+                f"{MODEL_TYPE!r}): run `ultramem-deploy convert` first"
+            )
+        return cls.from_config(config, f"{directory.name}/config.json")
 
 
 _ADAPTER = TypeAdapter(ModelSpec)

@@ -23,13 +23,14 @@ DEFAULT_KL = 1e-5
 
 @dataclass(frozen=True)
 class Verification(Difference):
-    """The outcome of a comparison: what differs, the limits (largest logit error, mean KL), and whether they hold."""
+    """The outcome of a comparison: what differs, the limits (largest logit error, mean KL), why it failed."""
 
     passed: bool
     max_abs: float
     kl: float
     reference_runtime: str
     candidate_runtime: str
+    reason: str | None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; numbers that are not finite become null."""
@@ -72,13 +73,24 @@ def compare(
         if progress:
             progress(index + 1, len(windows), "comparing")
     found = tally.result()
+    passed = found.max_abs_logit_error <= max_abs and found.mean_kl <= kl
     return Verification(
         **vars(found),
-        passed=found.max_abs_logit_error <= max_abs and found.mean_kl <= kl,
+        passed=passed,
+        reason=None if passed else _reason(f"{candidate.name} differs from {reference.name}", found, max_abs, kl),
         max_abs=max_abs,
         kl=kl,
         reference_runtime=left.name,
         candidate_runtime=right.name,
+    )
+
+
+def _reason(what: str, found: Difference, max_abs: float, kl: float) -> str:
+    worst = found.worst
+    return (
+        f"verify: {what}: max abs logit error {found.max_abs_logit_error:.3g} (limit {max_abs:.3g}), mean KL "
+        f"{found.mean_kl:.3g} (limit {kl:.3g}); worst {worst.tensor} at token {worst.token}: {worst.reference:.6g} "
+        f"became {worst.candidate:.6g}"
     )
 
 

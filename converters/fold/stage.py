@@ -58,12 +58,12 @@ def fold_checkpoint(
         ) as stage,
     ):
         if stage.up_to_date:
-            return _recorded_receipt(out)
+            return stage.receipt | {"up_to_date": True}
         _write(stage, spec, folded, source, None if dtype == "keep" else dtype)
         for file in companion_files(src):
             stage.link_file(file)
         stage.receipt = _receipt(stage, spec, folded, source)
-    return stage.receipt
+    return stage.receipt | {"up_to_date": False}
 
 
 def _write(stage: Stage, spec: ModelSpec, folded: ModelSpec, source: Checkpoint, dtype: str | None) -> None:
@@ -85,10 +85,3 @@ def _receipt(stage: Stage, spec: ModelSpec, folded: ModelSpec, source: Checkpoin
     from .receipt import fold_receipt
 
     return fold_receipt((spec, source), (folded, staged(stage)))
-
-
-def _recorded_receipt(out: Path) -> dict[str, Any]:
-    from ultramem_deploy.checkpoint import read_provenance
-
-    provenance = read_provenance(out)
-    return dict(provenance["receipt"]) if provenance else {}

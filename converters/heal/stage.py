@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ultramem_deploy.checkpoint import Checkpoint, Stage, TensorTask, numpy_dtype, read_provenance, source_record
+from ultramem_deploy.checkpoint import Checkpoint, Stage, TensorTask, numpy_dtype, source_record
 from ultramem_deploy.checkpoint.carry import carry
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.layout import tensor_layout
@@ -22,9 +22,8 @@ from ultramem_deploy.runtime.tokenizer import Tokenizer, companion_files
 from ultramem_deploy.spec import ModelSpec
 from ultramem_deploy.text import Corpus, load_corpus, token_windows
 
+from .options import TRAINABLE, HealOptions
 from .train import (
-    TRAINABLE,
-    HealOptions,
     load_state,
     make_optimizer,
     perplexity,
@@ -63,8 +62,7 @@ def heal_checkpoint(
     settings = {**asdict(options), "text": corpus.name, "text_sha256": _text_hash(corpus)}
     with Stage(out, "heal", source_record(src), settings, overwrite=overwrite, copy=copy) as stage:
         if stage.up_to_date:
-            recorded = read_provenance(out)
-            return dict(recorded["receipt"]) if recorded else {}
+            return stage.receipt | {"up_to_date": True}
         model = training_model(spec, source, options)
         run = _Run(model, options, stage.resume_file(STATE_NAME), progress)
         stage.receipt = {"text": corpus.name, **run.train(corpus, Tokenizer(src))}
@@ -72,7 +70,7 @@ def heal_checkpoint(
         stage.write_json("config.json", spec.to_config())
         for file in companion_files(src):
             stage.link_file(file)
-    return stage.receipt
+    return stage.receipt | {"up_to_date": False}
 
 
 def _check(spec: ModelSpec, options: HealOptions) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,31 +16,7 @@ from ultramem_deploy.layout import tensor_layout
 from ultramem_deploy.model import UltraMemModel
 from ultramem_deploy.spec import ModelSpec
 
-TRAINABLE = {
-    "memory": ("memory.", "tables."),
-    "keys": ("query.weight", "query_norm.", "key_norm.", "row_keys", "col_keys", "core"),
-}
-
-
-@dataclass(frozen=True)
-class HealOptions:
-    """`train` "memory" trains everything in the memory layers, "keys" only what retrieves.
-
-    Learning rates are AdamW's; the tables' own (`value_lr`) is higher, as in P1, and both fall linearly to zero
-    after `warmup` steps. One step reads `batch` windows of `length` tokens.
-    """
-
-    steps: int = field(default=60, metadata={"help": "Optimizer steps."})
-    batch: int = field(default=4, metadata={"help": "Windows a step."})
-    length: int = field(default=256, metadata={"help": "Tokens a window."})
-    lr: float = field(default=5e-3, metadata={"help": "Learning rate of everything but the tables."})
-    value_lr: float = field(default=2e-2, metadata={"help": "Learning rate of the tables."})
-    warmup: int = field(default=5, metadata={"help": "Steps over which the learning rates rise."})
-    train: str = field(
-        default="memory",
-        metadata={"help": "memory: all of the memory layers; keys: what retrieves.", "choices": tuple(TRAINABLE)},
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of the order of the windows."})
+from .options import TRAINABLE, HealOptions
 
 
 def training_model(spec: ModelSpec, source: Checkpoint, options: HealOptions) -> UltraMemModel:
@@ -92,7 +67,7 @@ def train_steps(
         picked = order[torch.arange(step * options.batch, (step + 1) * options.batch) % len(order)]
         loss = next_token_loss(model, windows[picked])
         if not torch.isfinite(loss):
-            raise CheckFailed(f"heal: the loss of step {step + 1} is {float(loss)}: lower --lr and --value-lr")
+            raise CheckFailed(f"heal: the loss of step {step + 1} is {loss.item()}: lower --lr and --value-lr")
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -50,4 +50,4 @@ def _named(source: Source, family: str) -> Importer:
                 form = "a .gguf file" if importer.reads_gguf else "a model directory with config.json"
                 raise InputError(f"{source.where}: family {family} reads {form}, which this is not")
             return importer
-    raise InputError(f"family: expected one of {', '.join(one.family for one in IMPORTERS)}, found {family!r}")
+    raise InputError(f"--from: expected one of {', '.join(one.family for one in IMPORTERS)}, found {family!r}")

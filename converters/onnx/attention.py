@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -74,15 +75,44 @@ def linear(dialect: Portable, x: str, name: str, bias: bool) -> str:
     return dialect.linear(x, g.weight(f"{name}.weight"), g.weight(f"{name}.bias") if bias else None)
 
 
+def linears(dialect: Portable, x: str, sizes: Mapping[str, int], bias: bool) -> list[str]:
+    """The linear layers of one input, by name with their output sizes.
+
+    Those whose weights lie side by side in the file are one multiplication: fewer, larger ones keep the threads busy.
+    """
+    g, found = dialect.graph, {}
+    for run in _runs(dialect, list(sizes), bias):
+        if len(run) == 1:
+            found[run[0]] = linear(dialect, x, run[0], bias)
+        else:
+            together = dialect.linear(x, g.stacked([f"{name}.weight" for name in run]))
+            parts = g.ops("Split", len(run), together, g.constant([sizes[name] for name in run]), axis=-1)
+            found |= dict(zip(run, parts, strict=True))
+    return [found[name] for name in sizes]
+
+
+def _runs(dialect: Portable, names: list[str], bias: bool) -> list[list[str]]:
+    runs = [names[:1]]
+    for name in names[1:]:
+        adjacent = dialect.graph.adjacent(f"{runs[-1][-1]}.weight", f"{name}.weight")
+        if dialect.stacks_linears and not bias and adjacent:
+            runs[-1].append(name)
+        else:
+            runs.append([name])
+    return runs
+
+
 def project(dialect: Portable, decoder: DecoderSpec, layer: int, x: str) -> tuple[str, str, str]:
     """Queries, keys and values with heads side by side on the last axis, normalised and clipped as in the model."""
     prefix = f"model.layers.{layer}.self_attn"
-    out = []
-    for part, heads in (("q", decoder.num_heads), ("k", decoder.num_kv_heads), ("v", decoder.num_kv_heads)):
+    # In the order of their names, which is the order that safetensors files have them in.
+    heads = {"k": decoder.num_kv_heads, "q": decoder.num_heads, "v": decoder.num_kv_heads}
+    sizes = {f"{prefix}.{part}_proj": count * decoder.head_dim for part, count in heads.items()}
+    out = {}
+    for part, y in zip(heads, linears(dialect, x, sizes, decoder.qkv_bias), strict=True):
         with dialect.graph.scope(part):
-            y = linear(dialect, x, f"{prefix}.{part}_proj", decoder.qkv_bias)
-            out.append(_conditioned(dialect, decoder, y, part, f"{prefix}.{part}_norm", heads))
-    return out[0], out[1], out[2]
+            out[part] = _conditioned(dialect, decoder, y, part, f"{prefix}.{part}_norm", heads[part])
+    return out["q"], out["k"], out["v"]
 
 
 def _conditioned(dialect: Portable, decoder: DecoderSpec, y: str, part: str, norm: str, heads: int) -> str:

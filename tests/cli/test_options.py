@@ -12,7 +12,7 @@ import pytest
 from ultramem_deploy.cli.app import VERBS
 from ultramem_deploy.converters.fold.stage import DTYPES as FOLD_DTYPES
 from ultramem_deploy.converters.fold.stage import MODES
-from ultramem_deploy.converters.heal.train import TRAINABLE, HealOptions
+from ultramem_deploy.converters.heal.options import TRAINABLE, HealOptions
 from ultramem_deploy.converters.importers.convert import DTYPES
 from ultramem_deploy.converters.onnx import TARGETS
 from ultramem_deploy.converters.upcycle.identity import IdentityOptions

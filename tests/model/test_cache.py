@@ -50,3 +50,22 @@ def test_two_caches_are_apart() -> None:
     model(ids[:, :4], cache=first)
     model(ids.flip(1), cache=second)
     torch.testing.assert_close(model(ids[:, 4:], cache=first), alone[:, 4:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_window_ends_where_it_says(cached: bool) -> None:
+    spec = ModelSpec(b.decoder(num_layers=1, sliding_window=3, sliding_layers=(0,)))
+    model = build(spec, b.random_tensors(spec))
+    ids = torch.arange(10)[None]
+
+    def last(changed: int) -> torch.Tensor:
+        other = ids.clone()
+        other[0, changed] = 50
+        cache = KVCache(spec.decoder) if cached else None
+        if cached:
+            model(other[:, :6], cache=cache)
+        return model(other[:, 6:] if cached else other, cache=cache)[0, -1]
+
+    unchanged = last(0)
+    assert torch.equal(last(6), unchanged), "position 9 sees 7, 8 and 9"
+    assert not torch.allclose(last(7), unchanged)

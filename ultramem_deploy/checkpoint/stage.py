@@ -20,6 +20,7 @@ from ultramem_deploy.checkpoint.provenance import (
     fingerprint,
     plain,
     pretty_json,
+    read_provenance,
     tool_version,
 )
 from ultramem_deploy.checkpoint.writer import Shard, TensorTask, plan_shards, write_shard
@@ -37,7 +38,7 @@ class Stage:
     `resumed`: names of the shards that an interrupted run had finished and this one reused.
     `restarted`: why the work of an interrupted run was thrown away, or None.
     `linked`: for each linked file, "hardlink", "reflink" or "copy". `workdir`: where other files may be written.
-    `receipt`: what the stage proved; goes into provenance.json. `weight_map`: tensor name -> file name.
+    `receipt`: what the stage proved; goes into provenance.json, and comes from it where `out` is up to date. `weight_map`: tensor name -> file name.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class Stage:
             check_sources(self.out, self.sources)
             self.up_to_date = is_made(self.out, self._parts, self.overwrite)
             if self.up_to_date:
-                return self
+                return self._recorded()
             self._partial.acquire()
             if is_made(self.out, self._parts, self.overwrite):
                 self._partial.discard()
@@ -114,6 +115,10 @@ class Stage:
         except BaseException:
             self._partial.release()
             raise
+        return self._recorded() if self.up_to_date else self
+
+    def _recorded(self) -> Stage:
+        self.receipt = dict((read_provenance(self.out) or {}).get("receipt") or {})
         return self
 
     def __exit__(

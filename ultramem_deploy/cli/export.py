@@ -30,8 +30,6 @@ def command(common: StageOptions, target: str) -> None:
 
 
 def _summary(result: dict[str, Any]) -> list[str]:
-    if not result:
-        return []
     shared = sum(how != "copy" for how in result["weights"].values())
     return [
         f"model.onnx for {result['target']}: {result['nodes']} nodes, {size(result['bytes_written'])} written",

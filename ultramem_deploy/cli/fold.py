@@ -38,8 +38,6 @@ def command(common: StageOptions, mode: str, dtype: str, jobs: int | None) -> No
 
 
 def _summary(result: dict[str, Any]) -> list[str]:
-    if not result:
-        return []
     return [
         f"{counted(len(result['layers']), 'layer')} folded; function preserved to max abs error "
         f"{number(result['max_abs_error'])}, relative {number(result['max_relative_error'])}",

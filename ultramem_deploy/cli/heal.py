@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .. import pipeline
-from ..converters.heal.train import HealOptions
+from ..converters.heal.options import HealOptions
 from .options import EXISTING, StageOptions, dataclass_options, stage_options, verb
 from .output import number, run_stage
 
@@ -37,8 +37,6 @@ def command(common: StageOptions, text: Path | None, **training: Any) -> None:
 
 
 def _summary(result: dict[str, Any]) -> list[str]:
-    if not result:
-        return []
     before, after = result["perplexity_before"], result["perplexity_after"]
     resumed = f", resumed at step {result['resumed_at_step']}" if result.get("resumed_at_step") else ""
     return [

@@ -38,7 +38,7 @@ def command(reference: Path, candidate: Path, quiet: bool, as_json: bool, **opti
         for line in aligned(_report(result)):
             click.echo(f"  {line}")
     if not result["passed"]:
-        raise CheckFailed(_reason(reference, candidate, result))
+        raise CheckFailed(result["reason"])
 
 
 def _report(result: dict[str, Any]) -> dict[str, str]:
@@ -61,11 +61,3 @@ def _worst(result: dict[str, Any]) -> str:
     worst = result["worst"]
     values = f"{number(worst['reference'], 9)} became {number(worst['candidate'], 9)}"
     return f"{worst['tensor']} at token {worst['token']}: {values}"
-
-
-def _reason(reference: Path, candidate: Path, result: dict[str, Any]) -> str:
-    report = _report(result)
-    return (
-        f"verify: {candidate.name} differs from {reference.name}: max abs logit error {report['max abs logit error']}, "
-        f"mean KL {report['mean KL']}; worst {report['worst']}"
-    )
