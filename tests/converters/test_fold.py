@@ -95,8 +95,8 @@ def test_folded_equals_unfolded(spec: ModelSpec, written: Written, tmp_path: Pat
     found = verify(source, out, tokens=100, max_abs=1e-4)
     assert found["index_agreement"] == 1.0 and found["compared_memory_layers"] == len(spec.memory)
     provenance = read_provenance(out)
-    assert provenance is not None and provenance["receipt"] == receipt
-    assert fold(source, out) == receipt, "up to date: the recorded receipt"
+    assert provenance is not None and provenance["receipt"] | {"up_to_date": False} == receipt
+    assert fold(source, out) == receipt | {"up_to_date": True}, "the recorded receipt"
 
 
 @settings(max_examples=12)

@@ -38,7 +38,8 @@ class Stage:
     `resumed`: names of the shards that an interrupted run had finished and this one reused.
     `restarted`: why the work of an interrupted run was thrown away, or None.
     `linked`: for each linked file, "hardlink", "reflink" or "copy". `workdir`: where other files may be written.
-    `receipt`: what the stage proved; goes into provenance.json, and comes from it where `out` is up to date. `weight_map`: tensor name -> file name.
+    `receipt`: what the stage proved; goes into provenance.json, and comes from it where `out` is up to date.
+    `weight_map`: tensor name -> file name.
     """
 
     def __init__(

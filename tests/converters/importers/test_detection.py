@@ -59,7 +59,7 @@ def test_family_overrides_detection_with_a_warning(llama: Callable[..., Path]) -
 
 
 def test_unknown_family_lists_the_known_ones(llama: Callable[..., Path]) -> None:
-    with pytest.raises(InputError, match=r"family: expected one of ultramem, llama.*found 'lama'"):
+    with pytest.raises(InputError, match=r"--from: expected one of ultramem, llama.*found 'lama'"):
         plan_import(llama(), family="lama")
 
 
