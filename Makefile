@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(shell find plugins -ty
 	@touch $@
 
 demo: env ## the main job on real weights: convert, upcycle, heal, fold, export, verify, generate
-	$(BIN)/python demo/run.py
+	$(BIN)/python -m demo.run
 
 test: env ## the whole test suite
 	$(BIN)/python -m pytest -n 2
@@ -44,6 +44,7 @@ plugins: env ## build the native library in build/native, warnings as errors
 	$(BIN)/cmake --build build/native
 
 bench: env ## every benchmark, tables on the terminal
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/convert_memory.py
 	$(BIN)/python benchmarks/decode_genai.py
 

@@ -20,6 +20,11 @@ from typing import Any
 
 import click
 
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.sources import saved_source
+
 CASES = ("keep", "keep --copy", "bfloat16")
 
 
@@ -42,26 +47,6 @@ def main(src: Path | None, as_json: bool, child: tuple[str, str] | None) -> None
         print(f"convert --dtype {row['case']:12} peak RSS {peak:6.0f} MB, {row['seconds']:5.2f} s")
     if as_json:
         print(json.dumps({"rows": rows, "passed": all(r["peak_rss_bytes"] <= limit for r in rows)}))
-
-
-def saved_source() -> Path:
-    """SmolLM2-135M as transformers saves it, float32, cached."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "demo"))
-    from source import cache_directory, source_model
-
-    target = cache_directory() / "smollm2-135m-instruct-hf"
-    if not (target / "config.json").is_file():
-        from transformers import AutoTokenizer
-
-        from ultramem_deploy.runtime.transformers_runner import TransformersRunner
-
-        source = source_model()
-        partial = target.with_suffix(".partial")
-        TransformersRunner(source).model.save_pretrained(partial)
-        gguf = next(source.glob("*.gguf"))
-        AutoTokenizer.from_pretrained(source, gguf_file=gguf.name).save_pretrained(partial)
-        partial.rename(target)
-    return target
 
 
 def _measure(src: Path, case: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Decode of our export (--target ort) against the model that ONNX Runtime GenAI's builder makes of the same weights.
 
-    python benchmarks/decode_genai.py --source HF_DIRECTORY [--work DIRECTORY] [--tokens 128] [--rounds 9] [--json]
+    python benchmarks/decode_genai.py [--source HF_DIRECTORY] [--work DIRECTORY] [--tokens 128] [--rounds 9] [--json]
 
 The source is a dense Hugging Face model directory. Both models are float32, batch 1, greedy, and run through the same
 loop over onnxruntime with their key-value buffers bound once, 16 steps of each in turn. A step reads every weight once
@@ -27,6 +27,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import machine, median, print_json, print_table, read_bandwidth
+from benchmarks.sources import saved_source
 from ultramem_deploy.converters.importers import import_checkpoint
 from ultramem_deploy.converters.onnx import export_onnx
 from ultramem_deploy.planning import parameter_counts
@@ -129,7 +130,7 @@ def report(result: dict[str, Any]) -> None:
 def main() -> int:
     """Exit code 1 where the ratio misses what is required."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, required=True, help="Hugging Face directory of a dense model")
+    parser.add_argument("--source", type=Path, help="Hugging Face directory of a dense model; default: SmolLM2-135M")
     parser.add_argument("--work", type=Path, help="where the two models are made and kept; default: a temporary folder")
     parser.add_argument("--tokens", type=int, default=128, help="new tokens a round")
     parser.add_argument("--rounds", type=int, default=9, help="each opens both models anew")
@@ -137,7 +138,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the result as JSON on the last line")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() if options.work is None else nullcontext(options.work) as work:
-        bundle, genai = prepare(options.source, Path(work))
+        bundle, genai = prepare(options.source or saved_source(), Path(work))
         spec = ModelSpec.load(bundle)
         result = measure({OURS: bundle, THEIRS: genai}, spec, options)
     weight_bytes, bandwidth = 4 * parameter_counts(spec)["parameters_active"], read_bandwidth()

@@ -10,10 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measurements import Measurements
-from report import Report, show, write
 from rich.console import Console
-from source import source_model
 
 import ultramem_deploy as um
 from ultramem_deploy.cli.bar import shown_progress
@@ -22,6 +19,10 @@ from ultramem_deploy.runtime.opening import open_runner
 from ultramem_deploy.runtime.scoring import decode_rates, perplexity
 from ultramem_deploy.runtime.tokenizer import Tokenizer
 from ultramem_deploy.text import load_corpus, token_windows
+
+from .measurements import Measurements
+from .report import Report, show, write
+from .source import source_model
 
 HERE = Path(__file__).parent
 OUT = HERE / "out"
