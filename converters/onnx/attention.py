@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -75,56 +74,44 @@ def linear(dialect: Portable, x: str, name: str, bias: bool) -> str:
     return dialect.linear(x, g.weight(f"{name}.weight"), g.weight(f"{name}.bias") if bias else None)
 
 
-def linears(dialect: Portable, x: str, sizes: Mapping[str, int], bias: bool) -> list[str]:
-    """The linear layers of one input, by name with their output sizes.
-
-    Those whose weights lie side by side in the file are one multiplication: fewer, larger ones keep the threads busy.
-    """
-    g, found = dialect.graph, {}
-    for run in _runs(dialect, list(sizes), bias):
-        if len(run) == 1:
-            found[run[0]] = linear(dialect, x, run[0], bias)
-        else:
-            together = dialect.linear(x, g.stacked([f"{name}.weight" for name in run]))
-            parts = g.ops("Split", len(run), together, g.constant([sizes[name] for name in run]), axis=-1)
-            found |= dict(zip(run, parts, strict=True))
-    return [found[name] for name in sizes]
-
-
-def _runs(dialect: Portable, names: list[str], bias: bool) -> list[list[str]]:
-    runs = [names[:1]]
-    for name in names[1:]:
-        adjacent = dialect.graph.adjacent(f"{runs[-1][-1]}.weight", f"{name}.weight")
-        if dialect.stacks_linears and not bias and adjacent:
-            runs[-1].append(name)
-        else:
-            runs.append([name])
-    return runs
-
-
 def project(dialect: Portable, decoder: DecoderSpec, layer: int, x: str) -> tuple[str, str, str]:
     """Queries, keys and values with heads side by side on the last axis, normalised and clipped as in the model."""
     prefix = f"model.layers.{layer}.self_attn"
-    # In the order of their names, which is the order that safetensors files have them in.
-    heads = {"k": decoder.num_kv_heads, "q": decoder.num_heads, "v": decoder.num_kv_heads}
-    sizes = {f"{prefix}.{part}_proj": count * decoder.head_dim for part, count in heads.items()}
-    out = {}
-    for part, y in zip(heads, linears(dialect, x, sizes, decoder.qkv_bias), strict=True):
+    out = []
+    for part, heads in (("q", decoder.num_heads), ("k", decoder.num_kv_heads), ("v", decoder.num_kv_heads)):
         with dialect.graph.scope(part):
-            out[part] = _conditioned(dialect, decoder, y, part, f"{prefix}.{part}_norm", heads[part])
-    return out["q"], out["k"], out["v"]
+            y = linear(dialect, x, f"{prefix}.{part}_proj", decoder.qkv_bias)
+            out.append(_conditioned(dialect, decoder, y, part, f"{prefix}.{part}_norm", heads))
+    return out[0], out[1], out[2]
+
+
+def project_packed(dialect: Portable, decoder: DecoderSpec, layer: int, x: str) -> str:
+    """Queries, keys and values side by side on the last axis, by one multiplication; not for models with a q/k norm."""
+    g, prefix = dialect.graph, f"model.layers.{layer}.self_attn"
+
+    def together(kind: str) -> str:
+        # Constant: a runtime concatenates once, when it loads the model.
+        return g.op("Concat", *(g.weight(f"{prefix}.{part}_proj.{kind}") for part in "qkv"), axis=0)
+
+    y = dialect.linear(x, together("weight"), together("bias") if decoder.qkv_bias else None)
+    return _clipped(dialect, decoder, y)
 
 
 def _conditioned(dialect: Portable, decoder: DecoderSpec, y: str, part: str, norm: str, heads: int) -> str:
     g, width, normed = dialect.graph, decoder.head_dim, part != "v"
     if normed and decoder.qk_norm == "projection":
         y = dialect.norm(y, decoder.norm, norm, heads * width)
-    if decoder.clip_qkv is not None:
-        low, high = (g.constant(sign * decoder.clip_qkv, "float32") for sign in (-1, 1))
-        y = g.op("Clip", y, low, high)
+    y = _clipped(dialect, decoder, y)
     if normed and decoder.qk_norm == "head":
         return dialect.norm(g.reshape(y, -1, heads, width), decoder.norm, norm, width)
     return y
+
+
+def _clipped(dialect: Portable, decoder: DecoderSpec, y: str) -> str:
+    if decoder.clip_qkv is None:
+        return y
+    low, high = (dialect.graph.constant(sign * decoder.clip_qkv, "float32") for sign in (-1, 1))
+    return dialect.graph.op("Clip", y, low, high)
 
 
 def window_of(decoder: DecoderSpec, layer: int) -> int | None:

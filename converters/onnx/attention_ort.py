@@ -10,7 +10,7 @@ from functools import cached_property
 
 from onnx import TensorProto
 
-from .attention import Inputs, cache_names, project, window_of
+from .attention import Inputs, cache_names, project, project_packed, window_of
 from .dialect import MICROSOFT, Portable
 
 
@@ -23,10 +23,7 @@ class GroupQuery:
     def __call__(self, layer: int, x: str) -> str:
         """x [B, S, d] -> heads side by side [B, S, num_heads*head_dim]."""
         g, d = self.dialect.graph, self.decoder
-        q, k, v = project(self.dialect, d, layer, x)
-        if d.qk_norm == "head":
-            q = g.op("Reshape", q, self.inputs.shape(d.num_heads * d.head_dim))
-            k = g.op("Reshape", k, self.inputs.shape(d.num_kv_heads * d.head_dim))
+        q, k, v = self._projected(layer, x)
         lengths, total = self._lengths
         caches = g.stored("export.rope.cos"), g.stored("export.rope.sin")
         return g.ops(
@@ -39,6 +36,17 @@ class GroupQuery:
             do_rotary=1,
             local_window_size=window_of(d, layer) or -1,
         )[0]
+
+    def _projected(self, layer: int, x: str) -> tuple[str, str, str]:
+        """Queries, keys and values [B, S, heads*head_dim]; all in the first and "" for the others where they can be."""
+        g, d = self.dialect.graph, self.decoder
+        if d.qk_norm == "none":
+            return project_packed(self.dialect, d, layer, x), "", ""
+        q, k, v = project(self.dialect, d, layer, x)
+        if d.qk_norm == "head":
+            q = g.op("Reshape", q, self.inputs.shape(d.num_heads * d.head_dim))
+            k = g.op("Reshape", k, self.inputs.shape(d.num_kv_heads * d.head_dim))
+        return q, k, v
 
     @cached_property
     def _lengths(self) -> tuple[str, str]:

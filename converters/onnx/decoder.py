@@ -9,7 +9,7 @@ from onnx import TensorProto
 
 from ...layout import block_norm_names
 from ...spec import DecoderSpec, ModelSpec, NormSpec
-from .attention import Inputs, declare_cache, linear, linears
+from .attention import Inputs, declare_cache, linear
 from .attention_ort import GroupQuery
 from .attention_portable import Standard
 from .dialect import Portable
@@ -95,8 +95,7 @@ class DecoderGraph:
     def _mlp(self, prefix: str, x: str) -> str:
         d, g = self.decoder, self.graph
         with g.scope("mlp"):
-            sizes = {f"{prefix}.mlp.{part}_proj": d.intermediate_size for part in ("gate", "up")}
-            gate, up = linears(self.dialect, x, sizes, d.mlp_bias)
+            gate, up = (linear(self.dialect, x, f"{prefix}.mlp.{part}_proj", d.mlp_bias) for part in ("gate", "up"))
             inner = g.op("Mul", self.dialect.activation(gate, d.activation), up)
             return linear(self.dialect, inner, f"{prefix}.mlp.down_proj", d.mlp_bias)
 

@@ -18,7 +18,6 @@ class Portable:
     """Standard operators only; hidden states are [T, d], T = B*S."""
 
     target = "portable"
-    stacks_linears = False
 
     def __init__(self, graph: Graph, hidden_size: int) -> None:
         self.graph, self.hidden_size = graph, hidden_size
@@ -97,7 +96,6 @@ class Ort(Portable):
     """com.microsoft operators where they are faster on CPU; hidden states are [B, S, d]."""
 
     target = "ort"
-    stacks_linears = True
 
     def linear(self, x: str, weight: str, bias: str | None = None) -> str:
         y = self.graph.op(f"{MICROSOFT}::FusedMatMul", x, weight, transB=1)

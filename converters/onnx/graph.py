@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -92,19 +91,6 @@ class Graph:
             self._names.add(cast)
             self._float_weights[value] = cast
         return self._float_weights[value]
-
-    def adjacent(self, first: str, second: str) -> bool:
-        """Whether two tensors of one dtype follow one another in one file, so that their bytes can be read as one."""
-        one, two = self._tensors[first], self._tensors[second]
-        return (one.file, one.dtype, one.offset + one.nbytes) == (two.file, two.dtype, two.offset)
-
-    def stacked(self, names: Sequence[str]) -> str:
-        """Adjacent matrices stacked on their first axis, as float32."""
-        infos = [self._tensors[name] for name in names]
-        rows, size = sum(info.shape[0] for info in infos), sum(info.nbytes for info in infos)
-        whole = replace(infos[0], name="+".join(names), shape=(rows, *infos[0].shape[1:]), nbytes=size)
-        self._tensors[whole.name] = whole
-        return self.weight(whole.name)
 
     def dtype(self, name: str) -> str:
         """The stored dtype of a checkpoint tensor."""

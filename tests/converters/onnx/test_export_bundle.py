@@ -32,13 +32,8 @@ def test_weights_are_ranges_of_the_checkpoint(case: str, exported: Exported) -> 
     spans = {(t.file.name, t.offset, t.nbytes) for t in Checkpoint.open(source).tensors.values()}
     spans |= {(EXPORT_FILE, t.offset, t.nbytes) for t in read_header(bundle / EXPORT_FILE)[0].values()}
     outside = [(t, e) for t, e in initializers(bundle) if t.data_location == onnx.TensorProto.EXTERNAL]
-    starts, ends = {s[:2] for s in spans}, {(name, offset + size) for name, offset, size in spans}
-    for _, e in outside:
-        assert (e["location"], int(e["offset"])) in starts
-        assert (e["location"], int(e["offset"]) + int(e["length"])) in ends
-    joined = sum("+" in tensor.name for tensor, _ in outside)
-    assert joined == 2 * 2, "gate and up, q and v of two layers lie side by side"
     for tensor, entry in outside:
+        assert (entry["location"], int(entry["offset"]), int(entry["length"])) in spans
         size = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
         assert int(np.prod(tensor.dims)) * size == int(entry["length"])
 
