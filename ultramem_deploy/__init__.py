@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .errors import CheckFailed, ConfigError, InputError, UltraMemError
     from .inspection import inspect
     from .model.loading import load
-    from .pipeline import convert, export, fold, generate, heal, upcycle, verify
+    from .pipeline import convert, diff, export, fold, generate, heal, patch, upcycle, verify
     from .spec import ModelSpec
 
 _WHERE = {
@@ -25,12 +25,14 @@ _WHERE = {
     "ModelSpec": "spec",
     "UltraMemError": "errors",
     "convert": "pipeline",
+    "diff": "pipeline",
     "export": "pipeline",
     "fold": "pipeline",
     "generate": "pipeline",
     "heal": "pipeline",
     "inspect": "inspection",
     "load": "model.loading",
+    "patch": "pipeline",
     "upcycle": "pipeline",
     "verify": "pipeline",
 }
@@ -42,12 +44,14 @@ __all__ = [
     "ModelSpec",
     "UltraMemError",
     "convert",
+    "diff",
     "export",
     "fold",
     "generate",
     "heal",
     "inspect",
     "load",
+    "patch",
     "upcycle",
     "verify",
 ]

@@ -187,6 +187,38 @@ def generate(
     }
 
 
+def diff(
+    base: str | Path,
+    changed: str | Path,
+    *,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """What changed between two canonical checkpoints; see `converters.delta.stage.diff_checkpoints`."""
+    from .converters.delta.stage import diff_checkpoints
+
+    return diff_checkpoints(Path(base), Path(changed), _path(out), overwrite=overwrite, progress=progress)
+
+
+def patch(
+    base: str | Path,
+    out: str | Path,
+    *,
+    delta: str | Path,
+    overwrite: bool = False,
+    copy: bool = False,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Apply a delta to the checkpoint it was made from; see `converters.delta.stage.patch_checkpoint`."""
+    from .converters.delta.stage import patch_checkpoint
+
+    return patch_checkpoint(
+        Path(base), Path(delta), Path(out), overwrite=overwrite, copy=copy, jobs=jobs, progress=progress
+    )
+
+
 def _path(value: str | Path | None) -> Path | None:
     return None if value is None else Path(value)
 

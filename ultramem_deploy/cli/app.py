@@ -21,6 +21,8 @@ VERBS = {
     "export": "Canonical checkpoint to an ONNX bundle.",
     "verify": "Compare two models; exit code 1 where they differ.",
     "generate": "Continue a prompt.",
+    "diff": "What changed between two checkpoints, down to table rows.",
+    "patch": "Apply such changes.",
     "doctor": "Check this machine and print what to fix.",
 }
 
