@@ -16,14 +16,22 @@ from ultramem_deploy.checkpoint.header import shown
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.spec import ModelSpec, read_json
 
+from .yaml_file import read_yaml
+
 CONFIG_NAME = "config.json"
+YAML_NAME = "config.yaml"
+PARAMS_NAME = "params.json"
+_WITH_YAML_TOO = ("hf_olmo",)
+"""Values of model_type in `config.json` beside which a training run's own `config.yaml` says more."""
 
 
 class Source:
-    """A model as somebody else saved it: a directory with `config.json`, or a GGUF file."""
+    """A model as somebody else saved it: a directory with the file `config_name`, or a GGUF file."""
 
-    def __init__(self, path: Path, config: dict[str, Any], gguf: Path | None = None) -> None:
-        self.path, self.config, self.gguf = path, config, gguf
+    def __init__(
+        self, path: Path, config: dict[str, Any], gguf: Path | None = None, config_name: str = CONFIG_NAME
+    ) -> None:
+        self.path, self.config, self.gguf, self.config_name = path, config, gguf, config_name
 
     @property
     def directory(self) -> Path:
@@ -33,7 +41,7 @@ class Source:
     @property
     def where(self) -> str:
         """How messages about the configuration name it."""
-        return str(self.gguf or self.path / CONFIG_NAME)
+        return str(self.gguf or self.path / self.config_name)
 
     @property
     def model_type(self) -> str:
@@ -47,7 +55,14 @@ class Source:
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """The safetensors files, headers read. Raises InputError where they are missing or damaged."""
+        """The safetensors files, headers read. Raises InputError where they are missing or damaged.
+
+        What a training run left has other forms: then it is a checkpoint without tensors that lists the files alone.
+        """
+        if self.config_name != CONFIG_NAME:
+            listed = Checkpoint(self.path, {}, {})
+            listed.files = self.weight_files
+            return listed
         pickled = [file.name for ending in ("bin", "pt", "pth") for file in self.path.glob(f"*.{ending}")]
         if pickled and not any(self.path.glob("*.safetensors")):
             raise InputError(
@@ -56,23 +71,53 @@ class Source:
             )
         return Checkpoint.open(self.path)
 
+    @cached_property
+    def weight_files(self) -> tuple[Path, ...]:
+        """The files that hold tensors."""
+        if self.gguf is not None:
+            return (self.gguf,)
+        if self.config_name == CONFIG_NAME:
+            return self.checkpoint.files
+        from .training_weights import open_weights
+
+        return open_weights(self.path).files
+
 
 def open_source(path: Path) -> Source:
-    """A directory with `config.json`, a .gguf file, or a directory that holds exactly one. Raises InputError."""
+    """A directory with `config.json`, `config.yaml` or `params.json`, or a .gguf file. Raises InputError.
+
+    A directory without any of these may hold exactly one .gguf file.
+    """
     if path.is_file() and path.suffix == ".gguf":
         return Source(path, {}, path)
     if not path.is_dir():
         state = "is a file of another kind" if path.exists() else "does not exist"
         raise InputError(f"{path}: expected a model directory or a .gguf file; it {state}")
-    if (path / CONFIG_NAME).exists():
-        return Source(path, read_json(path / CONFIG_NAME))
+    found = _configured(path)
+    if found is not None:
+        return found
     files = sorted(path.glob("*.gguf"))
     if len(files) == 1:
         return Source(path, {}, files[0])
     if files:
         names = ", ".join(file.name for file in files[:4])
         raise InputError(f"{path}: holds {len(files)} .gguf files ({names}); name the one to import")
-    raise InputError(f"{path}: holds neither {CONFIG_NAME} nor a .gguf file; expected a model directory")
+    raise InputError(
+        f"{path}: holds neither {CONFIG_NAME} nor a .gguf file, nor {YAML_NAME} or {PARAMS_NAME} of a training run;"
+        " expected a model directory"
+    )
+
+
+def _configured(path: Path) -> Source | None:
+    """The source whose configuration lies in the directory `path`; None where there is none."""
+    config = read_json(path / CONFIG_NAME) if (path / CONFIG_NAME).exists() else None
+    if config is not None and not ((path / YAML_NAME).exists() and config.get("model_type") in _WITH_YAML_TOO):
+        return Source(path, config)
+    if (path / YAML_NAME).exists():
+        return Source(path, read_yaml(path / YAML_NAME), config_name=YAML_NAME)
+    if (path / PARAMS_NAME).exists():
+        return Source(path, read_json(path / PARAMS_NAME), config_name=PARAMS_NAME)
+    return None
 
 
 @dataclass(frozen=True)
@@ -117,6 +162,8 @@ class Importer(ABC):
     recognises: tuple[str, ...] = ()
     """What a message lists as supported: architectures as `config.json` names them, or a file format."""
     reads_gguf: bool = False
+    config_name: str = CONFIG_NAME
+    """The file that holds the configurations this family has."""
 
     @abstractmethod
     def detect(self, source: Source) -> bool:

@@ -9,14 +9,27 @@ from ultramem_deploy.errors import InputError
 from .base import Importer, ImportPlan, Source, described, open_source
 from .gguf import GGUFImporter
 from .llama import LLAMA
+from .meta_memory import MetaMemoryImporter
 from .mistral import MISTRAL
 from .olmo import OLMO
 from .olmo2 import OLMO2
+from .olmo_ultramem import OlmoUltraMemImporter
 from .qwen2 import QWEN2
 from .qwen3 import QWEN3
 from .ultramem import UltraMemImporter
 
-IMPORTERS: tuple[Importer, ...] = (UltraMemImporter(), LLAMA, MISTRAL, QWEN2, QWEN3, OLMO, OLMO2, GGUFImporter())
+IMPORTERS: tuple[Importer, ...] = (
+    UltraMemImporter(),
+    LLAMA,
+    MISTRAL,
+    QWEN2,
+    QWEN3,
+    OLMO,
+    OLMO2,
+    OlmoUltraMemImporter(),
+    MetaMemoryImporter(),
+    GGUFImporter(),
+)
 """Every importer; detectors are exclusive, so their order does not matter."""
 
 
@@ -46,8 +59,8 @@ def choose_importer(source: Source, family: str | None = None) -> Importer:
 def _named(source: Source, family: str) -> Importer:
     for importer in IMPORTERS:
         if importer.family == family:
-            if (source.gguf is not None) != importer.reads_gguf:
-                form = "a .gguf file" if importer.reads_gguf else "a model directory with config.json"
+            if (source.gguf is not None) != importer.reads_gguf or source.config_name != importer.config_name:
+                form = "a .gguf file" if importer.reads_gguf else f"a model directory with {importer.config_name}"
                 raise InputError(f"{source.where}: family {family} reads {form}, which this is not")
             return importer
     raise InputError(f"--from: expected one of {', '.join(one.family for one in IMPORTERS)}, found {family!r}")

@@ -16,6 +16,7 @@ import numpy as np
 from ultramem_deploy.checkpoint import TensorTask, numpy_dtype
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.layout import memory_layout
+from ultramem_deploy.rank_one import rank_one as rank_one
 from ultramem_deploy.spec import MemoryLayerSpec, ModelSpec, NormSpec, TableSpec
 
 CORES = RANK = 2
@@ -133,17 +134,6 @@ def table_tasks(spec: ModelSpec, dtype: str, seed: int) -> list[TensorTask]:
         random_task(f"tables.{name}.values", (table.rows, table.value_width), dtype, VALUE_STD, seed)
         for name, table in spec.tables.items()
     ]
-
-
-def rank_one(core: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """u, v [H, R]: leading singular vectors of the summed core [H, R, R], with sum(u) >= 0.
-
-    The sign decides which rows are the top ones (spec §2); a non-negative core has non-negative leading vectors.
-    """
-    left, _, right = np.linalg.svd(core.astype(np.float64))
-    u, v = left[..., 0], right[..., 0, :]
-    sign = np.where(u.sum(-1, keepdims=True) < 0, -1.0, 1.0)
-    return (u * sign).astype(np.float32), (v * sign).astype(np.float32)
 
 
 def random_task(name: str, shape: tuple[int, ...], dtype: str, std: float, seed: int) -> TensorTask:
