@@ -49,7 +49,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
         "table_dtype": _most_common(t for t in tensors if t.role == "table"),
         "bytes": sum(t.nbytes for t in tensors),
         "tensors": len(tensors),
-        "files": [{"name": file.name, "bytes": file.stat().st_size} for file in _files(source)],
+        "files": [{"name": file.name, "bytes": file.stat().st_size} for file in source.weight_files],
         "memory_layers": [memory_layer(layer, plan.spec) for layer in plan.spec.memory],
         "warnings": [*plan.warnings, *_warnings(source, plan, tensors)],
         "lineage": _lineage(provenance),
@@ -126,10 +126,6 @@ def _gguf_kinds(source: Source) -> dict[str, tuple[str, int]]:
     names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
     tensors = GGUFFile(source.gguf).tensors.values()
     return {t.name: (names.get(t.kind, t.kind.lower()), int(t.data.nbytes)) for t in tensors}
-
-
-def _files(source: Source) -> tuple[Path, ...]:
-    return source.checkpoint.files if source.gguf is None else (source.gguf,)
 
 
 def _most_common(tensors: Iterable[_Stored]) -> str | None:

@@ -21,14 +21,27 @@ def convert(
     out: str | Path,
     *,
     family: str | None = None,
+    to: str | None = None,
     dtype: str = "keep",
     overwrite: bool = False,
     copy: bool = False,
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Source checkpoint -> canonical checkpoint; see `converters.importers.import_checkpoint`."""
+    """Source checkpoint -> canonical checkpoint; see `converters.importers.import_checkpoint`.
+
+    `to` "olmo-ultramem" is the way back: canonical checkpoint -> official layout, tensors as they are stored.
+    """
     from .converters.importers import import_checkpoint
+
+    if to is not None:
+        if to != "olmo-ultramem":
+            raise InputError(f"--to: expected olmo-ultramem, found {to!r}")
+        if family is not None or dtype != "keep":
+            raise InputError("--to: takes neither --from nor --dtype: convert to the canonical form first")
+        from .converters.exporters.olmo_ultramem import export_olmo_ultramem
+
+        return export_olmo_ultramem(Path(src), Path(out), overwrite=overwrite, copy=copy, jobs=jobs, progress=progress)
 
     return import_checkpoint(
         Path(src), Path(out), family=family, dtype=dtype, overwrite=overwrite, copy=copy, jobs=jobs, progress=progress

@@ -55,14 +55,7 @@ class Source:
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """The safetensors files, headers read. Raises InputError where they are missing or damaged.
-
-        What a training run left has other forms: then it is a checkpoint without tensors that lists the files alone.
-        """
-        if self.config_name != CONFIG_NAME:
-            listed = Checkpoint(self.path, {}, {})
-            listed.files = self.weight_files
-            return listed
+        """The safetensors files, headers read. Raises InputError where they are missing or damaged."""
         pickled = [file.name for ending in ("bin", "pt", "pth") for file in self.path.glob(f"*.{ending}")]
         if pickled and not any(self.path.glob("*.safetensors")):
             raise InputError(

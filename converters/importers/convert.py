@@ -38,8 +38,8 @@ def import_checkpoint(
     """Convert the model at `src` (directory or .gguf file) to a canonical checkpoint directory `out`.
 
     `dtype` "keep" leaves every tensor as it is stored (GGUF: float32); else floats are rounded once. `copy` copies
-    shards that would be hard-linked. Returns family, tensors, bytes, linked (shards), dtype, warnings and up_to_date.
-    Raises InputError, ConfigError among them, before anything is written where the source does not fit.
+    shards that would be hard-linked. Returns family, tensors, memory_layers, bytes, linked (shards), dtype, warnings
+    and up_to_date. Raises InputError, ConfigError among them, before anything is written where the source does not fit.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
@@ -48,8 +48,14 @@ def import_checkpoint(
     targets = {name: target_dtype(name, tensor, dtype) for name, tensor in plan.tensors.items()}
     warnings = plan.warnings + _dtype_warnings(set(targets.values()))
     linkable = _whole_shards(plan, targets)
-    summary = {"tensors": len(plan.tensors), "linked": len(linkable), "dtype": dtype, "warnings": warnings}
-    record = source_record(source.gguf or source.path, jobs)
+    summary = {
+        "tensors": len(plan.tensors),
+        "memory_layers": len(plan.spec.memory),
+        "linked": len(linkable),
+        "dtype": dtype,
+        "warnings": warnings,
+    }
+    record = source_record(source.gguf or source.path, jobs, source.weight_files)
     options = {"family": plan.family, "dtype": dtype}
     with Stage(out, "convert", record, options, overwrite=overwrite, copy=copy, jobs=jobs, progress=progress) as stage:
         if not stage.up_to_date:

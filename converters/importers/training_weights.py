@@ -59,7 +59,7 @@ def open_weights(directory: Path) -> Weights:
     if used == "rank_0":
         return _ranks(directory, warnings)
     folder = directory / used
-    files = tuple(sorted(folder.glob("*.distcp")))
+    files = (folder / ".metadata", *sorted(folder.glob("*.distcp")))
     return Weights(plain_names(folder, read_dcp(folder)), files, warnings=warnings)
 
 

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import SIZES, TRAINING, Chain, Invoke
+from ultramem_deploy.checkpoint import Checkpoint
 from ultramem_deploy.spec import ModelSpec
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
 
 def test_every_stage_prints_one_json_object_with_its_receipt(chain: Chain) -> None:
@@ -103,3 +106,18 @@ def test_inspect_shows_the_memory_layers(um: Invoke, chain: Chain) -> None:
     assert shown.exit_code == 0
     for part in ("ultramem (from llama)", "convert → upcycle → heal → fold → export", "0:1", "opsets"):
         assert part in shown.stdout
+
+
+def test_convert_to_the_official_layout_and_back(um: Invoke, tmp_path: Path) -> None:
+    source = GOLDEN / "v1-layernorm-untied-full"
+    there, back, again = tmp_path / "canonical", tmp_path / "official", tmp_path / "again"
+    for arguments in ((source, there), (there, back, "--to", "olmo-ultramem"), (back, again)):
+        result = um("convert", *arguments)
+        assert result.exit_code == 0, result.stderr
+    assert (back / "model.pt").is_file() and (back / "config.yaml").is_file()
+    one, two = Checkpoint.open(there), Checkpoint.open(again)
+    assert {n: one.array(n).tobytes() for n in one.tensors} == {n: two.array(n).tobytes() for n in two.tensors}
+    folded = tmp_path / "folded"
+    assert um("fold", there, folded).exit_code == 0
+    result = um("convert", folded, tmp_path / "no", "--to", "olmo-ultramem")
+    assert result.exit_code == 2 and "folded" in result.stderr and "Traceback" not in result.stderr

@@ -103,9 +103,13 @@ def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     return document
 
 
-def source_record(path: str | os.PathLike[str], jobs: int | None = None) -> SourceRecord:
+def source_record(
+    path: str | os.PathLike[str], jobs: int | None = None, weights: Sequence[Path] | None = None
+) -> SourceRecord:
     """Identify the file or directory `path` by the SHA-256 of what it holds (InputError when there is nothing to hash).
 
+    `weights` names the files below a directory that hold its tensors, where the reader knows them: they and the texts
+    at the top are hashed, nothing else (an optimizer's state, say). None takes every file that looks like a part.
     In a directory that one of our stages made, large files keep the hash recorded there as long as they have the
     recorded size and are no newer than the record; otherwise they are hashed again, and must still agree.
     """
@@ -116,7 +120,7 @@ def source_record(path: str | os.PathLike[str], jobs: int | None = None) -> Sour
         chain = (*recorded["lineage"], _own_stage(recorded))
         return SourceRecord(_basename(where), "stage", files, fingerprint(files), chain, where)
     if where.is_dir():
-        files = _hash(where, _relevant(where), jobs)
+        files = _hash(where, _relevant(where) if weights is None else _chosen(where, weights), jobs)
     elif where.is_file():
         files = _hash(where.parent, [where.name], jobs)
     else:
@@ -200,6 +204,11 @@ def _relevant(directory: Path) -> list[str]:
     below = (file for file in directory.rglob("*") if file.suffix in wanted and file.is_file())
     names = (file.relative_to(directory) for file in below)
     return sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
+
+
+def _chosen(directory: Path, weights: Sequence[Path]) -> list[str]:
+    texts = {file.name for file in directory.iterdir() if file.suffix in _TEXTS and file.is_file()}
+    return sorted(texts | {file.relative_to(directory).as_posix() for file in weights})
 
 
 def _hash(directory: Path, names: Sequence[str], jobs: int | None) -> dict[str, dict[str, Any]]:

@@ -13,13 +13,15 @@ from .output import counted, run_stage, size
 
 @verb("convert", "SmolLM2-135M canonical --dtype float32")
 @click.option("--from", "family", metavar="FAMILY", help="Source family, where the metadata does not tell.")
+@click.option("--to", type=click.Choice(["olmo-ultramem"]), help="The way back: SRC is canonical, OUT official.")
 @dtype_option
 @jobs_option
 @stage_options
-def command(common: StageOptions, family: str | None, dtype: str, jobs: int | None) -> None:
-    """Turn SRC, a Hugging Face directory or a GGUF file, into the canonical checkpoint OUT.
+def command(common: StageOptions, family: str | None, to: str | None, dtype: str, jobs: int | None) -> None:
+    """Turn SRC into the canonical checkpoint OUT.
 
-    Shards that need no change are hard-linked. The result computes what the source computes.
+    SRC is a Hugging Face directory, a GGUF file, or what a training run of the official UltraMem code or of Meta's
+    memory layers left. Shards that need no change are hard-linked. The result computes what the source computes.
     """
     run_stage(
         "convert",
@@ -28,6 +30,7 @@ def command(common: StageOptions, family: str | None, dtype: str, jobs: int | No
             common.src,
             common.out,
             family=family,
+            to=to,
             dtype=dtype,
             overwrite=common.overwrite,
             copy=common.copy,
@@ -35,10 +38,16 @@ def command(common: StageOptions, family: str | None, dtype: str, jobs: int | No
             progress=progress,
         ),
         _summary,
-        "upcycle {out} {beside}",
+        _then,
     )
 
 
 def _summary(result: dict[str, Any]) -> list[str]:
-    how = f"{counted(result['linked'], 'source file')} linked" if result["linked"] else "written anew"
+    how = f"{counted(result['linked'], 'source file')} linked" if result.get("linked") else "written anew"
     return [f"{result['family']}, {result['tensors']} tensors, {size(result['bytes'])}, {how}"]
+
+
+def _then(result: dict[str, Any]) -> str:
+    if "memory_layers" not in result:
+        return "inspect {out}"
+    return "fold {out} {beside}" if result["memory_layers"] else "upcycle {out} {beside}"

@@ -19,11 +19,16 @@ Summary = Callable[[dict[str, Any]], Sequence[str]]
 
 
 def run_stage(
-    name: str, common: StageOptions, work: Callable[[Progress | None], dict[str, Any]], summary: Summary, then: str
+    name: str,
+    common: StageOptions,
+    work: Callable[[Progress | None], dict[str, Any]],
+    summary: Summary,
+    then: str | Callable[[dict[str, Any]], str],
 ) -> None:
     """Run a stage with its progress bar, then print what it made and the command that comes next.
 
-    `then` is that command's arguments; {out} in it is the output, {beside} a new name beside it.
+    `then` is that command's arguments, or finds them from the result; {out} in it is the output, {beside} a new name
+    beside it.
     """
     with progress_bar(name, common.quiet) as progress:
         result = work(progress)
@@ -36,7 +41,8 @@ def run_stage(
         click.echo(f"  {line}")
     for warning in result.get("warnings", ()):
         click.echo(f"warning: {warning}", err=True)
-    click.echo(f"next: ultramem-deploy {_next(then, common)}")
+    arguments = then if isinstance(then, str) else then(result)
+    click.echo(f"next: ultramem-deploy {_next(arguments, common)}")
 
 
 def _next(then: str, common: StageOptions) -> str:

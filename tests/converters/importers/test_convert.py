@@ -36,7 +36,13 @@ def test_unchanged_shards_share_their_inodes(llama: Make, tmp_path: Path) -> Non
     assert [f.stat().st_ino for f in shards(out)] == [f.stat().st_ino for f in shards(source)]
     assert ModelSpec.load(out) == plan_import(source).spec
     receipt = read_provenance(out)
-    assert receipt is not None and receipt["receipt"] == {"tensors": 21, "linked": 3, "dtype": "keep", "warnings": []}
+    assert receipt is not None and receipt["receipt"] == {
+        "tensors": 21,
+        "memory_layers": 0,
+        "linked": 3,
+        "dtype": "keep",
+        "warnings": [],
+    }
 
 
 def test_copy_shares_nothing(llama: Make, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ultramem_deploy
+from ultramem_deploy import InputError
 from ultramem_deploy.converters.importers import import_checkpoint, plan_import
 from ultramem_deploy.spec import ModelSpec
 
@@ -140,3 +142,18 @@ def test_views_of_one_storage_are_read_as_they_are(tmp_path: Path) -> None:
         state[f"transformer.blocks.{i}.attn_out.weight"] = together[i].T  # strided, one storage, an offset
     import_checkpoint(write_official(tmp_path / "source", config, state), tmp_path / "out")
     assert (logits(tmp_path / "out") - Official(config, state)(IDS)).abs().max() < 1e-4
+
+
+def test_a_changed_rank_is_another_source(tmp_path: Path) -> None:
+    """Weights below the top are part of what a finished output is compared with, whatever else lies beside them."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(GOLDEN / "v2-vertical-parallel2", source)
+    (source / "train.pt").write_bytes(b"not weights")
+    import_checkpoint(source, out)
+    assert import_checkpoint(source, out)["up_to_date"]
+    file = source / "rank_1/model.pt"
+    state = torch.load(file, weights_only=True)
+    state["transformer.full_memory_layer.values_for_look_up"] += 1
+    torch.save(state, file)
+    with pytest.raises(InputError, match="made otherwise"):
+        import_checkpoint(source, out)
