@@ -24,6 +24,16 @@ def total_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def available_memory() -> int:
+    """Bytes of physical memory that can be had without swapping."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return total_memory()
+    given = (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    return next(given, total_memory())
+
+
 def free_disk(directory: Path) -> int:
     """Bytes free on the filesystem where `directory` lies or will lie."""
     where = directory.absolute()

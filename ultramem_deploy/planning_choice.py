@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from .defaults import BATCHES
 from .errors import InputError
 from .planning_folds import (
-    BATCHES,
     ItemBytes,
     folded_items,
     folded_spec,

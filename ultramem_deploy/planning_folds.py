@@ -12,7 +12,6 @@ from .checkpoint.header import itemsize
 from .spec import MemoryLayerSpec, ModelSpec, TableSpec
 
 FOLDS = ("expand", "shuffle", "keys", "none")
-BATCHES = (1, 16, 64, 512)
 _LARGEST_INT32 = (1 << 31) - 1
 
 

@@ -10,13 +10,14 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from ultramem_deploy.checkpoint import Checkpoint, Stage, TensorTask, source_record
-from ultramem_deploy.checkpoint.budget import DEFAULT_BUDGET, chunks_in_flight
+from ultramem_deploy.checkpoint.budget import chunks_in_flight
 from ultramem_deploy.checkpoint.carry import carry, staged
+from ultramem_deploy.defaults import BATCHES, DEFAULT_BUDGET
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.layout import tensor_layout
 from ultramem_deploy.machine import new_table_room
 from ultramem_deploy.planning_choice import MODES, Choice, choose_folds
-from ultramem_deploy.planning_folds import BATCHES, folded_spec
+from ultramem_deploy.planning_folds import folded_spec
 from ultramem_deploy.planning_scratch import projection_held
 from ultramem_deploy.runtime.tokenizer import companion_files
 from ultramem_deploy.spec import ModelSpec

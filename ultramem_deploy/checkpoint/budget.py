@@ -9,8 +9,6 @@ from ultramem_deploy.checkpoint.writer import TensorTask, chunk_grid
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.units import size
 
-DEFAULT_BUDGET = 2 << 30
-
 
 def chunk_bytes(task: TensorTask) -> int:
     """Bytes that one chunk of `task` takes while it is computed: its largest result and the work beside it."""

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .. import pipeline
-from .options import StageOptions, dtype_option, jobs_option, stage_options, verb
+from .options import StageOptions, dtype_option, jobs_option, memory_budget_option, stage_options, verb
 from .output import counted, run_stage, size
 
 
@@ -15,8 +15,9 @@ from .output import counted, run_stage, size
 @click.option("--from", "family", metavar="FAMILY", help="Source family, where the metadata does not tell.")
 @dtype_option
 @jobs_option
+@memory_budget_option
 @stage_options
-def command(common: StageOptions, family: str | None, dtype: str, jobs: int | None) -> None:
+def command(common: StageOptions, family: str | None, dtype: str, jobs: int | None, memory_budget: int) -> None:
     """Turn SRC, a Hugging Face directory or a GGUF file, into the canonical checkpoint OUT.
 
     Shards that need no change are hard-linked. The result computes what the source computes.
@@ -32,6 +33,7 @@ def command(common: StageOptions, family: str | None, dtype: str, jobs: int | No
             overwrite=common.overwrite,
             copy=common.copy,
             jobs=jobs,
+            memory_budget=memory_budget,
             progress=progress,
         ),
         _summary,
