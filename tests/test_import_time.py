@@ -31,7 +31,7 @@ def imported(*arguments: object) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "verb", [[], ["inspect"], ["convert"], ["upcycle"], ["fold"], ["export"], ["verify"], ["generate"]]
+    "verb", [[], ["inspect"], ["plan"], ["convert"], ["upcycle"], ["fold"], ["export"], ["verify"], ["generate"]]
 )
 def test_help_imports_nothing_heavy(verb: list[str]) -> None:
     assert imported(*verb, "--help") == set()

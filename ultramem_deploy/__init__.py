@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .errors import CheckFailed, ConfigError, InputError, UltraMemError
     from .inspection import inspect
     from .model.loading import load
-    from .pipeline import convert, diff, export, fold, generate, heal, patch, upcycle, verify
+    from .pipeline import convert, diff, export, fold, generate, heal, patch, plan, upcycle, verify
     from .spec import ModelSpec
 
 _WHERE = {
@@ -33,6 +33,7 @@ _WHERE = {
     "inspect": "inspection",
     "load": "model.loading",
     "patch": "pipeline",
+    "plan": "pipeline",
     "upcycle": "pipeline",
     "verify": "pipeline",
 }
@@ -52,6 +53,7 @@ __all__ = [
     "inspect",
     "load",
     "patch",
+    "plan",
     "upcycle",
     "verify",
 ]

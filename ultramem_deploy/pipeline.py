@@ -6,13 +6,18 @@ Every stage takes a source and an output directory; `progress(done, total, what)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .defaults import BATCHES, DEFAULT_BUDGET
 from .errors import CheckFailed, InputError
+from .units import parse_bytes
 
+Budget = int | float | str
+"""Bytes, or a size such as "2GiB"; bounds the chunks in memory, never changes a byte."""
 Progress = Callable[[int, int, str], None]
 
 
@@ -26,6 +31,7 @@ def convert(
     overwrite: bool = False,
     copy: bool = False,
     jobs: int | None = None,
+    memory_budget: Budget = DEFAULT_BUDGET,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Source checkpoint -> canonical checkpoint; see `converters.importers.import_checkpoint`.
@@ -44,8 +50,9 @@ def convert(
         return export_olmo_ultramem(Path(src), Path(out), overwrite=overwrite, copy=copy, jobs=jobs, progress=progress)
 
     return import_checkpoint(
-        Path(src), Path(out), family=family, dtype=dtype, overwrite=overwrite, copy=copy, jobs=jobs, progress=progress
-    )
+        Path(src), Path(out), family=family, dtype=dtype, overwrite=overwrite, copy=copy, jobs=jobs,
+        memory_budget=_budget(memory_budget), progress=progress,
+    )  # fmt: skip
 
 
 def upcycle(
@@ -56,6 +63,7 @@ def upcycle(
     overwrite: bool = False,
     copy: bool = False,
     jobs: int | None = None,
+    memory_budget: Budget = DEFAULT_BUDGET,
     progress: Progress | None = None,
     **sizes: Any,
 ) -> dict[str, Any]:
@@ -66,7 +74,7 @@ def upcycle(
     options = _options(IdentityOptions, sizes)
     return upcycle_checkpoint(
         Path(src), Path(out), method=method, options=options, overwrite=overwrite, copy=copy, jobs=jobs,
-        progress=progress,
+        memory_budget=_budget(memory_budget), progress=progress,
     )  # fmt: skip
 
 
@@ -96,17 +104,20 @@ def fold(
     *,
     mode: str = "expand",
     dtype: str = "keep",
+    batch: int | Sequence[int] | None = None,
     overwrite: bool = False,
     copy: bool = False,
     jobs: int | None = None,
+    memory_budget: Budget = DEFAULT_BUDGET,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Fold the implicit value expansion into physical tables; see `converters.fold.stage.fold_checkpoint`."""
+    """Fold tables, shuffles and keys; `batch` is for mode "auto". See `converters.fold.stage.fold_checkpoint`."""
     from .converters.fold.stage import fold_checkpoint
 
     return fold_checkpoint(
-        Path(src), Path(out), mode=mode, dtype=dtype, overwrite=overwrite, copy=copy, jobs=jobs, progress=progress
-    )
+        Path(src), Path(out), mode=mode, dtype=dtype, batches=None if batch is None else _batches(batch),
+        overwrite=overwrite, copy=copy, jobs=jobs, memory_budget=_budget(memory_budget), progress=progress,
+    )  # fmt: skip
 
 
 def export(
@@ -116,12 +127,39 @@ def export(
     target: str = "ort",
     overwrite: bool = False,
     copy: bool = False,
+    memory_budget: Budget = DEFAULT_BUDGET,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Canonical checkpoint -> ONNX bundle; see `converters.onnx.export_onnx`."""
     from .converters.onnx import export_onnx
 
-    return export_onnx(Path(src), Path(out), target=target, overwrite=overwrite, copy=copy, progress=progress)
+    return export_onnx(
+        Path(src), Path(out), target=target, overwrite=overwrite, copy=copy, memory_budget=_budget(memory_budget),
+        progress=progress,
+    )  # fmt: skip
+
+
+def plan(
+    src: str | Path,
+    *,
+    stage: str | None = None,
+    batch: int | Sequence[int] = BATCHES,
+    memory_budget: Budget = DEFAULT_BUDGET,
+    calibrate: bool = False,
+) -> dict[str, Any]:
+    """What the stages would make of `src` and whether they fit, from headers and configurations alone.
+
+    `stage` None plans the chain that makes sense for `src`; `calibrate` measures the machine first, beside `src`.
+    Returns source, family, batches, memory_budget_bytes, layers, stages, profile, warnings and fits; sizes in bytes.
+    Raises InputError for what cannot be planned; what does not fit is an answer, not an error.
+    """
+    from .forecasting import forecast
+    from .machine_profile import calibrate as measure
+
+    if calibrate:
+        parent = Path(src).absolute().parent
+        measure(parent if os.access(parent, os.W_OK) else None)
+    return forecast(Path(src), stage, _batches(batch), _budget(memory_budget))
 
 
 def verify(
@@ -230,6 +268,14 @@ def patch(
     return patch_checkpoint(
         Path(base), Path(delta), Path(out), overwrite=overwrite, copy=copy, jobs=jobs, progress=progress
     )
+
+
+def _budget(value: Budget) -> int:
+    return parse_bytes(value)
+
+
+def _batches(value: int | Sequence[int]) -> tuple[int, ...]:
+    return (value,) if isinstance(value, int) else tuple(value)
 
 
 def _path(value: str | Path | None) -> Path | None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from ultramem_deploy.checkpoint import Checkpoint
 from ultramem_deploy.model.loading import load_memory_layer
-from ultramem_deploy.spec import ModelSpec
+from ultramem_deploy.model.memory import MemoryLayer, ValueTable
+from ultramem_deploy.spec import ModelSpec, TableSpec
 
 TOKENS = 256
+GATHERED_BYTES = 16 << 20
 
 
 def fold_receipt(before: tuple[ModelSpec, Checkpoint], after: tuple[ModelSpec, Checkpoint]) -> dict[str, Any]:
@@ -49,7 +52,25 @@ def _layer_receipt(
 def _run(
     spec: ModelSpec, checkpoint: Checkpoint, index: int, hidden: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    layer, table = load_memory_layer(spec, checkpoint, index, torch.float32)
-    seen: list[torch.Tensor] = []
-    layer.observer = lambda retrieval: seen.append(retrieval.indices)
-    return layer(hidden, table), torch.cat(seen)
+    """Output [T, d] and indices [T, K] in float32; of the table only the rows taken are read."""
+    layer = load_memory_layer(spec, checkpoint, index, torch.float32)
+    table = spec.tables[layer.spec.table]
+    row_bytes = 4 * layer.spec.taken * (table.value_width + table.pre_value_width)
+    outputs, indices = [], []
+    for part in torch.split(hidden, max(1, min(layer.chunk_tokens, GATHERED_BYTES // row_bytes))):
+        scores, chosen = layer.retrieve(part)[2:]
+        addresses = layer.addresses(chosen)
+        rows, places = torch.unique(addresses % table.rows, return_inverse=True)
+        held = _held_rows(checkpoint, layer, table, rows.numpy())
+        outputs.append(layer.combine(held, part, scores, addresses // table.rows * len(rows) + places))
+        indices.append(chosen)
+    return torch.cat(outputs), torch.cat(indices)
+
+
+def _held_rows(checkpoint: Checkpoint, layer: MemoryLayer, table: TableSpec, rows: np.ndarray) -> ValueTable:
+    """A table of the given rows alone, float32."""
+    held = ValueTable(TableSpec(len(rows), table.value_width, table.pre_value_width)).requires_grad_(False)
+    for name, parameter in held.named_parameters():
+        stored = checkpoint.gather(f"tables.{layer.spec.table}.{name}", rows)
+        parameter.copy_(torch.from_numpy(stored.astype(np.float32)))
+    return held

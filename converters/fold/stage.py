@@ -1,24 +1,33 @@
-"""The stage `fold`: a checkpoint with implicit value expansion in, one with expanded physical tables out."""
+"""The stage `fold`: a checkpoint with implicit value expansion in, one with folded tables, shuffles or keys out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from threadpoolctl import threadpool_limits
 
 from ultramem_deploy.checkpoint import Checkpoint, Stage, TensorTask, source_record
+from ultramem_deploy.checkpoint.budget import chunks_in_flight
 from ultramem_deploy.checkpoint.carry import carry, staged
+from ultramem_deploy.defaults import BATCHES, DEFAULT_BUDGET
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.layout import tensor_layout
+from ultramem_deploy.machine import new_table_room
+from ultramem_deploy.planning_choice import MODES, Choice, choose_folds
+from ultramem_deploy.planning_folds import folded_spec
+from ultramem_deploy.planning_scratch import projection_held
 from ultramem_deploy.runtime.tokenizer import companion_files
 from ultramem_deploy.spec import ModelSpec
 
-from .expand import ExpandedLayer, expanded_spec, key_tasks
+from .expand import ExpandedLayer, release_projection
+from .keys import key_tasks
+from .reorder import reorder_tasks
 
-MODES = ("expand",)
 DTYPES = ("keep", "float32", "bfloat16", "float16")
+_ADVICE = {"expand": "choose --mode auto, shuffle or keys", "auto": "choose --mode keys"}
 
 
 def fold_checkpoint(
@@ -27,22 +36,25 @@ def fold_checkpoint(
     *,
     mode: str = "expand",
     dtype: str = "keep",
+    batches: Sequence[int] | None = None,
     overwrite: bool = False,
     copy: bool = False,
     jobs: int | None = None,
+    memory_budget: int | None = DEFAULT_BUDGET,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
-    """Write `out`: the decoder's shards linked, tables expanded, keys normalised. Returns the preservation receipt.
+    """Write `out`: the decoder's shards linked, every memory layer folded by `mode`. Returns the preservation receipt.
 
-    Products are computed in float64 and rounded once to `dtype` ("keep": that of the source's table).
-    Raises InputError for an unknown mode, a model without foldable layers, or a disk that is too small.
+    expand: tables of M*d numbers a virtual slot. shuffle: rows in retrieval order, or an int32 shuffle. keys: the key
+    norm alone, which the other two fold as well. auto: what `plan` chooses for `batches`. Products are computed in
+    float64; rewritten table values are rounded once to `dtype` ("keep": that of the source's table).
+    Raises InputError for unknown options, a model without foldable layers, or too small a disk or memory budget.
     """
-    if mode not in MODES:
-        raise InputError(f"--mode: expected one of {', '.join(MODES)}, found {mode!r}")
-    if dtype not in DTYPES:
-        raise InputError(f"--dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
-    spec, source = ModelSpec.load(src), Checkpoint.open(src)
-    folded = expanded_spec(spec)
+    _check(mode, dtype, batches)
+    work = _Fold.plan(src, out, mode, None if dtype == "keep" else dtype, batches or BATCHES)
+    groups = work.groups()
+    chunks_in_flight([task for tasks in groups.values() for task in tasks], 1, memory_budget, work.held_bytes)
+    options = {"mode": mode, "dtype": dtype, "folds": [choice.fold for choice in work.choices]}
     # One thread a chunk: the bytes must not depend on how many cores a machine has.
     with (
         threadpool_limits(1),  # type: ignore[no-untyped-call]
@@ -50,38 +62,111 @@ def fold_checkpoint(
             out,
             "fold",
             source_record(src),
-            {"mode": mode, "dtype": dtype},
+            options | ({"batch": list(batches or BATCHES)} if mode == "auto" else {}),
             overwrite=overwrite,
             copy=copy,
             jobs=jobs,
+            memory_budget=memory_budget,
+            held_bytes=work.held_bytes,
             progress=progress,
         ) as stage,
     ):
         if stage.up_to_date:
             return stage.receipt | {"up_to_date": True}
-        _write(stage, spec, folded, source, None if dtype == "keep" else dtype)
+        stage.require_room(groups, _ADVICE.get(mode, ""))
+        work.write(stage, groups)
         for file in companion_files(src):
             stage.link_file(file)
-        stage.receipt = _receipt(stage, spec, folded, source)
+        stage.receipt = work.receipt(stage)
     return stage.receipt | {"up_to_date": False}
 
 
-def _write(stage: Stage, spec: ModelSpec, folded: ModelSpec, source: Checkpoint, dtype: str | None) -> None:
-    memory: list[TensorTask] = []
-    tables: list[TensorTask] = []
-    for index in range(len(spec.memory)):
-        memory += key_tasks(spec, index, source)
-        tables += ExpandedLayer.of(spec, index, source).tasks(dtype)
-    made = {task.name for task in memory + tables}
-    unchanged = [name for name in tensor_layout(folded) if name not in made]
-    carry(stage, source, [name for name in unchanged if not name.startswith("memory.")])
-    memory += [TensorTask.copy(source, name) for name in unchanged if name.startswith("memory.")]
-    stage.write_tensors("memory", memory)
-    stage.write_tensors("tables", tables)
-    stage.write_json("config.json", folded.to_config())
+def _check(mode: str, dtype: str, batches: Sequence[int] | None) -> None:
+    if mode not in MODES:
+        raise InputError(f"--mode: expected one of {', '.join(MODES)}, found {mode!r}")
+    if dtype not in DTYPES:
+        raise InputError(f"--dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
+    if batches is not None and mode != "auto":
+        raise InputError(f"--batch: only --mode auto chooses by the batch, found --mode {mode}; leave it out")
+    if batches is not None and (not batches or min(batches) < 1):
+        raise InputError(f"--batch: expected positive numbers, found {', '.join(map(str, batches)) or 'none'}")
 
 
-def _receipt(stage: Stage, spec: ModelSpec, folded: ModelSpec, source: Checkpoint) -> dict[str, Any]:
-    from .receipt import fold_receipt
+@dataclass(frozen=True)
+class _Fold:
+    """One checkpoint and how each of its layers is folded."""
 
-    return fold_receipt((spec, source), (folded, staged(stage)))
+    spec: ModelSpec
+    folded: ModelSpec
+    choices: list[Choice]
+    source: Checkpoint
+    dtype: str | None
+
+    @classmethod
+    def plan(cls, src: Path, out: Path, mode: str, dtype: str | None, batches: Sequence[int]) -> _Fold:
+        spec, source = ModelSpec.load(src), Checkpoint.open(src)
+        dtypes = {name: info.dtype for name, info in source.tensors.items()}
+        missing = sorted(name for name in tensor_layout(spec) if name not in dtypes)
+        if missing:
+            source.info(missing[0])
+        choices = choose_folds(spec, dtypes, mode, batches, new_table_room(out))
+        folded = folded_spec(spec, [choice.fold for choice in choices])
+        if dtype is not None and folded.tables == spec.tables:
+            raise InputError("--dtype: applies to rewritten table values, and this fold rewrites none; leave it out")
+        return cls(spec, folded, choices, source, dtype)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes held beside the chunks: the output projection of the layer that is being expanded."""
+        sizes = [
+            projection_held(
+                layer.output_blocks, self.spec.tables[layer.table].value_width, self.spec.decoder.hidden_size
+            )
+            for layer, choice in zip(self.spec.memory, self.choices, strict=True)
+            if choice.fold == "expand"
+        ]
+        return max(sizes, default=0)
+
+    def groups(self) -> dict[str, list[TensorTask]]:
+        """What is written anew, by the group of its shards."""
+        memory: list[TensorTask] = []
+        tables: list[TensorTask] = []
+        for index, choice in enumerate(self.choices):
+            made = self._tasks(index, choice.fold)
+            tables += [task for task in made if task.name.startswith("tables.")]
+            memory += [task for task in made if not task.name.startswith("tables.")]
+        made_names = {task.name for task in memory}
+        kept = [name for name in self._names("memory.") if name not in made_names]
+        memory += [TensorTask.copy(self.source, name) for name in kept]
+        return {group: tasks for group, tasks in (("memory", memory), ("tables", tables)) if tasks}
+
+    def _tasks(self, index: int, fold: str) -> list[TensorTask]:
+        if fold == "none":
+            return []
+        tasks = key_tasks(self.spec, index, self.source)
+        if fold == "expand":
+            tasks += ExpandedLayer.of(self.spec, self.folded, index, self.source).tasks(self.dtype)
+        elif fold == "shuffle":
+            tasks += reorder_tasks(self.spec, self.folded, index, self.source, self.dtype)
+        return tasks
+
+    def _names(self, prefix: str) -> list[str]:
+        return [name for name in tensor_layout(self.folded) if name.startswith(prefix)]
+
+    def write(self, stage: Stage, groups: dict[str, list[TensorTask]]) -> None:
+        made = {task.name for tasks in groups.values() for task in tasks}
+        carry(stage, self.source, [name for name in tensor_layout(self.folded) if name not in made])
+        try:
+            for group, tasks in groups.items():
+                stage.write_tensors(group, tasks)
+        finally:
+            release_projection()
+        stage.write_json("config.json", self.folded.to_config())
+
+    def receipt(self, stage: Stage) -> dict[str, Any]:
+        from .receipt import fold_receipt
+
+        receipt = fold_receipt((self.spec, self.source), (self.folded, staged(stage)))
+        for layer, choice in zip(receipt["layers"], self.choices, strict=True):
+            layer |= {"choice": choice.fold, "reason": choice.reason}
+        return receipt

@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 
 from ultramem_deploy.checkpoint import Stage, TensorInfo, TensorTask, source_record
-from ultramem_deploy.checkpoint.cast import cast
+from ultramem_deploy.checkpoint.budget import chunks_in_flight
+from ultramem_deploy.checkpoint.cast import cast, cast_scratch
 from ultramem_deploy.checkpoint.header import shown
+from ultramem_deploy.checkpoint.writer import chunk_elements
+from ultramem_deploy.defaults import DEFAULT_BUDGET
 from ultramem_deploy.errors import InputError
 
 from .base import ImportPlan, SourceTensor, open_source
@@ -33,6 +36,7 @@ def import_checkpoint(
     overwrite: bool = False,
     copy: bool = False,
     jobs: int | None = None,
+    memory_budget: int | None = DEFAULT_BUDGET,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Convert the model at `src` (directory or .gguf file) to a canonical checkpoint directory `out`.
@@ -57,7 +61,18 @@ def import_checkpoint(
     }
     record = source_record(source.gguf or source.path, jobs, source.weight_files)
     options = {"family": plan.family, "dtype": dtype}
-    with Stage(out, "convert", record, options, overwrite=overwrite, copy=copy, jobs=jobs, progress=progress) as stage:
+    chunks_in_flight([_task(n, t, targets[n]) for n, t in plan.tensors.items()], 1, memory_budget)
+    with Stage(
+        out,
+        "convert",
+        record,
+        options,
+        overwrite=overwrite,
+        copy=copy,
+        jobs=jobs,
+        memory_budget=memory_budget,
+        progress=progress,
+    ) as stage:
         if not stage.up_to_date:
             _write(stage, plan, targets, linkable)
             stage.receipt = dict(summary)
@@ -94,13 +109,14 @@ def _whole_shards(plan: ImportPlan, targets: dict[str, str]) -> dict[Path, list[
 
 
 def _write(stage: Stage, plan: ImportPlan, targets: dict[str, str], linkable: dict[Path, list[TensorInfo]]) -> None:
-    stage.write_json("config.json", plan.spec.to_config())
-    for file, infos in sorted(linkable.items()):
-        stage.link_shard(file, infos)
     groups: dict[str, list[TensorTask]] = defaultdict(list)
     for name, tensor in plan.tensors.items():
         if tensor.stored is None or tensor.stored.file not in linkable:
             groups[_group(name)].append(_task(name, tensor, targets[name]))
+    stage.require_room(groups, "choose a narrower --dtype")
+    stage.write_json("config.json", plan.spec.to_config())
+    for file, infos in sorted(linkable.items()):
+        stage.link_shard(file, infos)
     for group, tasks in groups.items():
         stage.write_tensors(group, tasks)
     for file in plan.companions:
@@ -122,4 +138,5 @@ def _task(name: str, tensor: SourceTensor, dtype: str) -> TensorTask:
     def rows(start: int, stop: int) -> np.ndarray[Any, Any]:
         return cast(where, tensor.rows(start, stop), dtype)
 
-    return TensorTask(name, dtype, tensor.shape, rows)
+    scratch = cast_scratch(chunk_elements(tensor.shape, dtype), tensor.dtype, dtype)
+    return TensorTask(name, dtype, tensor.shape, rows, scratch)

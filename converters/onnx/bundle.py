@@ -10,8 +10,10 @@ from typing import Any
 import onnx
 
 from ...checkpoint import Checkpoint, Stage, TensorInfo, TensorTask, read_header, read_provenance, source_record
-from ...checkpoint.files import write_atomic
+from ...checkpoint.budget import chunks_in_flight
+from ...checkpoint.files import require_space, write_atomic
 from ...checkpoint.writer import write_shard
+from ...defaults import DEFAULT_BUDGET
 from ...errors import InputError
 from ...model.loading import check_tensors
 from ...spec import ModelSpec
@@ -38,12 +40,14 @@ def export_onnx(
     target: str = "ort",
     overwrite: bool = False,
     copy: bool = False,
+    memory_budget: int | None = DEFAULT_BUDGET,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
     """Export the canonical checkpoint `src` to the bundle `out`; returns the stage's receipt.
 
     target: "ort" for ONNX Runtime, "portable" for any runtime. Every weight stays in the linked safetensors files;
-    `copy` copies them instead of linking. Raises InputError or ConfigError for what `src` lacks.
+    `copy` copies them instead of linking; `memory_budget` bounds the bytes of derived tensors in memory.
+    Raises InputError or ConfigError for what `src` lacks.
     """
     if target not in TARGETS:
         raise InputError(f"target: expected one of {', '.join(TARGETS)}, found {target!r}")
@@ -51,13 +55,15 @@ def export_onnx(
     spec = ModelSpec.load(src)
     checkpoint = Checkpoint.open(src)
     check_tensors(spec, checkpoint)
+    derived = derived_tensors(spec, checkpoint, target)
+    in_flight = chunks_in_flight(derived, 1, memory_budget)
     options = {"target": target}
     with Stage(out, "export", source_record(src), options, overwrite=overwrite, copy=copy, progress=progress) as stage:
         if stage.up_to_date:
             stage.receipt |= (read_provenance(out) or {}).get("receipt", {})
         else:
             tensors = _link_weights(stage, checkpoint)
-            tensors |= _write_derived(stage, spec, checkpoint, target)
+            tensors |= _write_derived(stage, derived, in_flight)
             model = build_model(spec, tensors, target)
             check_model(model)
             write_atomic(stage.workdir / "model.onnx", serialized(model))
@@ -95,13 +101,13 @@ def _link_weights(stage: Stage, checkpoint: Checkpoint) -> dict[str, TensorInfo]
     return linked
 
 
-def _write_derived(stage: Stage, spec: ModelSpec, checkpoint: Checkpoint, target: str) -> dict[str, TensorInfo]:
+def _write_derived(stage: Stage, derived: list[TensorTask], in_flight: int) -> dict[str, TensorInfo]:
     """Not listed in the index: they are no part of the model, so the bundle still opens as a checkpoint."""
-    derived = derived_tensors(spec, checkpoint, target)
     if not derived:
         return {}
     path = stage.workdir / EXPORT_FILE
-    write_shard(path, [TensorTask.of(name, array) for name, array in derived.items()], jobs=1)
+    require_space(stage.workdir, sum(task.nbytes for task in derived), EXPORT_FILE)
+    write_shard(path, derived, jobs=1, in_flight=in_flight)
     return dict(read_header(path)[0])
 
 

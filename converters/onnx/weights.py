@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from onnx import TensorProto
 
-from ...checkpoint import Checkpoint, TensorInfo
+from ...checkpoint import Checkpoint, TensorInfo, TensorTask
 from ...errors import InputError
 from ...model.rope import inverse_frequencies
+from ...planning_scratch import key_scratch
+from ...planning_work import ROPE_POSITIONS
 from ...spec import DecoderSpec, ModelSpec, NormSpec
 
 EXPORT_FILE = "model-export.safetensors"
-ROPE_POSITIONS = 131072
 
 ONNX_TYPES: Mapping[str, int] = {
     "float32": TensorProto.FLOAT,
@@ -40,14 +41,16 @@ def external_tensor(info: TensorInfo, name: str, shape: Sequence[int]) -> Tensor
     return tensor
 
 
-def derived_tensors(spec: ModelSpec, checkpoint: Checkpoint, target: str) -> dict[str, np.ndarray]:
-    """float32 arrays that the graph reads and the checkpoint does not hold: normalised keys, rotary caches."""
-    derived: dict[str, np.ndarray] = {}
-    for index, layer in enumerate(spec.memory):
-        for side in ("row_keys", "col_keys") if layer.key_norm else ():
-            derived[f"export.memory.{index}.{side}"] = _normalised(checkpoint, index, side, layer.key_norm)
+def derived_tensors(spec: ModelSpec, checkpoint: Checkpoint, target: str) -> list[TensorTask]:
+    """float32 tensors that the graph reads and the checkpoint does not hold: normalised keys, rotary caches."""
+    derived = [
+        _key_task(checkpoint, index, side, layer.key_norm)
+        for index, layer in enumerate(spec.memory)
+        for side in ("row_keys", "col_keys")
+        if layer.key_norm
+    ]
     if target == "ort" and grouped(spec.decoder):
-        derived |= rope_caches(spec.decoder)
+        derived += [TensorTask.of(name, array) for name, array in rope_caches(spec.decoder).items()]
     return derived
 
 
@@ -68,11 +71,18 @@ def rope_caches(decoder: DecoderSpec) -> dict[str, np.ndarray]:
     return {"export.rope.cos": np.cos(angles), "export.rope.sin": np.sin(angles)}
 
 
-def _normalised(checkpoint: Checkpoint, index: int, side: str, norm: NormSpec | None) -> np.ndarray:
+def _key_task(checkpoint: Checkpoint, index: int, side: str, norm: NormSpec) -> TensorTask:
     """Keys do not depend on the input, so their norm is applied once, here."""
-    keys: np.ndarray = checkpoint.array(f"memory.{index}.{side}").astype(np.float32)
-    if norm is None:
-        return keys
+    info = checkpoint.info(f"memory.{index}.{side}")
+
+    def rows(start: int, stop: int) -> np.ndarray:
+        return _normalised(checkpoint, index, norm, checkpoint.read_rows(info.name, start, stop).astype(np.float32))
+
+    return TensorTask(f"export.{info.name}", "float32", info.shape, rows, key_scratch(info.shape))
+
+
+def _normalised(checkpoint: Checkpoint, index: int, norm: NormSpec, keys: np.ndarray) -> np.ndarray:
+    """Norm_k over the last axis of float32 keys."""
     if norm.kind == "layer":
         keys = keys - keys.mean(-1, keepdims=True)
     keys = keys / np.sqrt(np.square(keys).mean(-1, keepdims=True) + np.float32(norm.eps))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ultramem_deploy.checkpoint import TensorTask, numpy_dtype
+from ultramem_deploy.checkpoint.writer import chunk_elements
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.layout import memory_layout
 from ultramem_deploy.rank_one import rank_one as rank_one
@@ -21,6 +22,7 @@ from ultramem_deploy.spec import MemoryLayerSpec, ModelSpec, NormSpec, TableSpec
 
 CORES = RANK = 2
 VALUE_STD = 0.02
+_DRAWN = 1 << 18  # numbers that one generator draws
 
 
 @dataclass(frozen=True)
@@ -138,14 +140,16 @@ def table_tasks(spec: ModelSpec, dtype: str, seed: int) -> list[TensorTask]:
 
 def random_task(name: str, shape: tuple[int, ...], dtype: str, std: float, seed: int) -> TensorTask:
     """Normal numbers that depend on the seed, the name and the row alone, whatever the chunks."""
-    return TensorTask(name, dtype, shape, _random_rows(name, shape, dtype, std, seed))
+    # Drawn in float32 with what the block rounds up to, joined, and scaled.
+    scratch = 12 * (chunk_elements(shape, dtype) + _DRAWN)
+    return TensorTask(name, dtype, shape, _random_rows(name, shape, dtype, std, seed), scratch)
 
 
 def _random_rows(
     name: str, shape: tuple[int, ...], dtype: str, std: float, seed: int
 ) -> Callable[[int, int], np.ndarray]:
     width = math.prod(shape[1:])
-    step = max(1, (1 << 18) // width)
+    step = max(1, _DRAWN // width)
 
     def rows(start: int, stop: int) -> np.ndarray:
         parts = [

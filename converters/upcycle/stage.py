@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ultramem_deploy.checkpoint import Checkpoint, Stage, source_record
+from ultramem_deploy.checkpoint.budget import chunks_in_flight
 from ultramem_deploy.checkpoint.carry import carry
+from ultramem_deploy.defaults import DEFAULT_BUDGET
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.planning import parameter_counts
 from ultramem_deploy.runtime.tokenizer import companion_files
@@ -28,6 +30,7 @@ def upcycle_checkpoint(
     overwrite: bool = False,
     copy: bool = False,
     jobs: int | None = None,
+    memory_budget: int | None = DEFAULT_BUDGET,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
     """Write `out`: the decoder's shards linked, the memory layers new. Returns the receipt.
@@ -42,13 +45,27 @@ def upcycle_checkpoint(
     dtype = source.info("model.embed_tokens.weight").dtype
     record = source_record(src)
     stage_options = {"method": method, **asdict(options)}
+    groups = {
+        "memory": memory_tasks(spec, dtype, options.seed),
+        "tables": table_tasks(spec, dtype, options.seed),
+    }
+    chunks_in_flight([task for tasks in groups.values() for task in tasks], 1, memory_budget)
     with Stage(
-        out, "upcycle", record, stage_options, overwrite=overwrite, copy=copy, jobs=jobs, progress=progress
+        out,
+        "upcycle",
+        record,
+        stage_options,
+        overwrite=overwrite,
+        copy=copy,
+        jobs=jobs,
+        memory_budget=memory_budget,
+        progress=progress,
     ) as stage:
         if not stage.up_to_date:
+            stage.require_room(groups, "choose a smaller --knum")
             carry(stage, source, source.tensors)
-            stage.write_tensors("memory", memory_tasks(spec, dtype, options.seed))
-            stage.write_tensors("tables", table_tasks(spec, dtype, options.seed))
+            for group, tasks in groups.items():
+                stage.write_tensors(group, tasks)
             stage.write_json("config.json", spec.to_config())
             for file in companion_files(src):
                 stage.link_file(file)

@@ -215,11 +215,11 @@ from pathlib import Path
 from ultramem_deploy.converters.fold.expand import ExpandedLayer
 from ultramem_deploy.pipeline import fold
 rows = ExpandedLayer._rows
-def slow(self, weight, dtype, start, stop):
+def slow(self, dtype, start, stop):
     if start > 0:
         Path(sys.argv[2] + ".marker").touch()
         time.sleep(60)
-    return rows(self, weight, dtype, start, stop)
+    return rows(self, dtype, start, stop)
 ExpandedLayer._rows = slow
 fold(sys.argv[1], sys.argv[2])
 """

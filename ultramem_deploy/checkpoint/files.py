@@ -59,13 +59,13 @@ def write_failed(path: Path, error: OSError, needed: int) -> InputError:
     return InputError(f"{path}: cannot be written: {error.strerror or error} ({needed} bytes needed, {free}); {advice}")
 
 
-def require_space(directory: Path, needed: int, what: str) -> None:
-    """InputError when the filesystem of `directory` has fewer than `needed` bytes free."""
+def require_space(directory: Path, needed: int, what: str, advice: str = "") -> None:
+    """InputError where the filesystem of `directory` has fewer than `needed` bytes free; `advice`: what else helps."""
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise InputError(
             f"{directory}: {what} need {needed} bytes, {free} are free: {needed - free} short;"
-            " free some space or choose another directory"
+            f" free some space or choose another directory{advice and f', or {advice}'}"
         )
 
 

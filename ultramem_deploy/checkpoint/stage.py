@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
 
+from ultramem_deploy.checkpoint.budget import chunks_in_flight
 from ultramem_deploy.checkpoint.files import files_below, link_or_copy, require_space, sha256_file, write_atomic
 from ultramem_deploy.checkpoint.header import TensorInfo, read_header, shown
 from ultramem_deploy.checkpoint.index import INDEX_NAME
@@ -52,13 +53,16 @@ class Stage:
         overwrite: bool = False,
         copy: bool = False,
         jobs: int | None = None,
+        memory_budget: int | None = None,
+        held_bytes: int = 0,
         max_shard_bytes: int = 4 << 30,
         progress: Progress | None = None,
     ) -> None:
         """Nothing is touched before the context is entered.
 
         `options` (JSON values) must hold all that changes the output. `copy` copies files instead of linking them;
-        `jobs` threads compute chunks; neither changes a byte. `progress(done, total, what)` is called in bytes.
+        `jobs` threads compute chunks, as many at a time as `memory_budget` bytes (None: jobs + 1) hold beside
+        `held_bytes` of the stage's own; nothing of that changes a byte. `progress(done, total, what)` counts bytes.
         """
         self.out = _normal(Path(out))
         self.name = name
@@ -67,6 +71,8 @@ class Stage:
         self.overwrite = overwrite
         self.copy = copy
         self.jobs = jobs or min(8, len(os.sched_getaffinity(0)))
+        self.memory_budget = memory_budget
+        self.held_bytes = held_bytes
         self.max_shard_bytes = max_shard_bytes
         self.progress = progress
         self.up_to_date = False
@@ -150,16 +156,31 @@ class Stage:
         missing = [shard for shard in shards if not self._finished(shard)]
         needed = sum(shard.nbytes for shard in missing)
         require_space(self.workdir, needed, f"{len(missing)} shard{'s' * (len(missing) != 1)} of {group!r}")
+        in_flight = chunks_in_flight(tasks, self.jobs, self.memory_budget, self.held_bytes)
         self._total += sum(shard.nbytes for shard in shards)
         for shard in shards:
             if shard in missing:
-                digest = write_shard(self.workdir / shard.file, shard.tasks, self.jobs, self._advance(shard.file))
+                digest = write_shard(
+                    self.workdir / shard.file, shard.tasks, self.jobs, self._advance(shard.file), in_flight
+                )
                 self._partial.record(shard.file, {"sha256": digest, "size": shard.nbytes, "tensors": _layout(shard)})
             else:
                 self.resumed.append(shard.file)
                 self._advance(shard.file)(shard.nbytes)
             self._add(shard.file, self._partial.records[shard.file])
             self._map({task.name: task.nbytes for task in shard.tasks}, shard.file)
+
+    def require_room(self, groups: Mapping[str, Sequence[TensorTask]], advice: str = "") -> None:
+        """InputError before any work where the disk cannot hold all that `write_tensors` will be given, or a chunk
+        does not fit the memory budget. `advice` names the option that would need less.
+
+        Shards that an interrupted run finished count as held.
+        """
+        needed = 0
+        for group, tasks in groups.items():
+            chunks_in_flight(tasks, self.jobs, self.memory_budget, self.held_bytes)
+            needed += sum(shard.nbytes for shard in self._plan(group, tasks) if not self._finished(shard))
+        require_space(self.workdir, needed, f"the tensors of {self.name!r}", advice)
 
     def link_shard(self, file: Path, infos: Iterable[TensorInfo], sha256: str | None = None) -> str:
         """Take over a whole safetensors file and list its tensors `infos` in the index; returns its name in the output.

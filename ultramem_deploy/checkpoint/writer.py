@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ultramem_deploy.checkpoint.cast import cast, check_cast
+from ultramem_deploy.checkpoint.cast import cast, cast_scratch, check_cast
 from ultramem_deploy.checkpoint.files import fsync_directory, write_failed
 from ultramem_deploy.checkpoint.header import MAX_HEADER_BYTES, SAFETENSORS_CODES, itemsize, numpy_dtype, shown
 from ultramem_deploy.checkpoint.reader import Checkpoint
@@ -33,12 +33,14 @@ class TensorTask:
     """One tensor to write. `rows(start, stop)` computes rows [start, stop) of the first axis, already in `dtype`.
 
     It is called from several threads and must depend on its arguments alone. A 0-d tensor counts as shape (1,).
+    `scratch` is what it holds beside its result while it computes one chunk, in bytes.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     rows: Callable[[int, int], np.ndarray[Any, Any]]
+    scratch: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -61,7 +63,8 @@ class TensorTask:
         def rows(start: int, stop: int) -> np.ndarray[Any, Any]:
             return cast(where, checkpoint.read_rows(name, start, stop), target)
 
-        return cls(new_name or name, target, info.shape, rows)
+        scratch = cast_scratch(chunk_elements(info.shape, target), info.dtype, target)
+        return cls(new_name or name, target, info.shape, rows, scratch)
 
     @classmethod
     def of(cls, name: str, array: np.ndarray[Any, Any]) -> TensorTask:
@@ -96,6 +99,12 @@ def chunk_grid(shape: tuple[int, ...], itemsize: int) -> list[tuple[int, int]]:
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
+def chunk_elements(shape: tuple[int, ...], dtype: str) -> int:
+    """Numbers in the largest chunk of a tensor."""
+    grid = chunk_grid(shape, itemsize(dtype))
+    return (grid[0][1] - grid[0][0]) * math.prod(shape[1:]) if grid else 0
+
+
 def plan_shards(tasks: Sequence[TensorTask], group: str, max_shard_bytes: int) -> list[Shard]:
     """Split tensors over files of at most `max_shard_bytes`, in order of name; a tensor is never split.
 
@@ -120,13 +129,17 @@ def plan_shards(tasks: Sequence[TensorTask], group: str, max_shard_bytes: int) -
 
 
 def write_shard(
-    path: Path, tasks: Sequence[TensorTask], jobs: int, on_bytes: Callable[[int], None] | None = None
+    path: Path,
+    tasks: Sequence[TensorTask],
+    jobs: int,
+    on_bytes: Callable[[int], None] | None = None,
+    in_flight: int | None = None,
 ) -> str:
     """Write `tasks` to the safetensors file `path` and return its SHA-256 as hex.
 
-    Chunks are computed by `jobs` threads, at most jobs + 1 held at a time, and written in one fixed order, so the bytes
-    never depend on `jobs`. The file appears under its name only when it is whole and synced. `on_bytes` gets the
-    size of each piece written. InputError when the disk is full or the file cannot be written.
+    Chunks are computed by `jobs` threads, at most `in_flight` (None: jobs + 1) held at a time, and written in one fixed
+    order, so the bytes depend on neither. The file appears under its name only when it is whole and synced. `on_bytes`
+    gets the size of each piece written. InputError when the disk is full or the file cannot be written.
     """
     ordered = _data_order(tasks)
     header = _header(ordered)
@@ -137,7 +150,7 @@ def write_shard(
         with _writing(path, needed):
             temporary.unlink(missing_ok=True)
             stream = open(temporary, "wb", buffering=0)  # noqa: SIM115
-        with stream, contextlib.closing(_chunks(ordered, jobs)) as chunks:
+        with stream, contextlib.closing(_chunks(ordered, jobs, in_flight or jobs + 1)) as chunks:
             for piece in _with_header(header, chunks):
                 digest.update(piece)
                 with _writing(path, needed):
@@ -184,15 +197,15 @@ def _with_header(header: bytes, chunks: Iterator[memoryview]) -> Iterator[memory
     yield from chunks
 
 
-def _chunks(ordered: Sequence[TensorTask], jobs: int) -> Generator[memoryview, None, None]:
-    """The data section in order, computed ahead by a window of jobs + 1 chunks."""
+def _chunks(ordered: Sequence[TensorTask], jobs: int, in_flight: int) -> Generator[memoryview, None, None]:
+    """The data section in order, computed ahead by a window of `in_flight` chunks."""
     work = ((task, start, stop) for task in ordered for start, stop in chunk_grid(task.shape, itemsize(task.dtype)))
     pool = ThreadPoolExecutor(max(1, jobs), thread_name_prefix="chunk")
     window: deque[Future[memoryview]] = deque()
     try:
         for task, start, stop in work:
             window.append(pool.submit(_compute, task, start, stop))
-            if len(window) > jobs:
+            if len(window) >= in_flight:
                 yield window.popleft().result()
         while window:
             yield window.popleft().result()

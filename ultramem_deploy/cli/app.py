@@ -14,10 +14,11 @@ from .failures import INTERRUPTED, SIGINT_CODE, USAGE_CODE, message_and_code, on
 PROGRAM = "ultramem-deploy"
 VERBS = {
     "inspect": "What a model is made of, from headers alone.",
+    "plan": "What each stage would take and whether it fits, from headers alone.",
     "convert": "Hugging Face or GGUF model to a canonical checkpoint.",
     "upcycle": "Add memory layers to a dense model.",
     "heal": "Train the memory layers on text.",
-    "fold": "Expand the tables so that the output projections vanish.",
+    "fold": "Fold projections, shuffles and key norms into tables and keys.",
     "export": "Canonical checkpoint to an ONNX bundle.",
     "verify": "Compare two models; exit code 1 where they differ.",
     "generate": "Continue a prompt.",

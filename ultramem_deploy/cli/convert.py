@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .. import pipeline
-from .options import StageOptions, dtype_option, jobs_option, stage_options, verb
+from .options import StageOptions, dtype_option, jobs_option, memory_budget_option, stage_options, verb
 from .output import counted, run_stage, size
 
 
@@ -16,8 +16,11 @@ from .output import counted, run_stage, size
 @click.option("--to", type=click.Choice(["olmo-ultramem"]), help="The way back: SRC is canonical, OUT official.")
 @dtype_option
 @jobs_option
+@memory_budget_option
 @stage_options
-def command(common: StageOptions, family: str | None, to: str | None, dtype: str, jobs: int | None) -> None:
+def command(
+    common: StageOptions, family: str | None, to: str | None, dtype: str, jobs: int | None, memory_budget: int
+) -> None:
     """Turn SRC into the canonical checkpoint OUT.
 
     SRC is a Hugging Face directory, a GGUF file, or what a training run of the official UltraMem code or of Meta's
@@ -35,6 +38,7 @@ def command(common: StageOptions, family: str | None, to: str | None, dtype: str
             overwrite=common.overwrite,
             copy=common.copy,
             jobs=jobs,
+            memory_budget=memory_budget,
             progress=progress,
         ),
         _summary,

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .. import pipeline
-from .options import StageOptions, stage_options, verb
+from .options import StageOptions, memory_budget_option, stage_options, verb
 from .output import counted, run_stage, size
 
 
@@ -15,14 +15,21 @@ from .output import counted, run_stage, size
 @click.option("--target", type=click.Choice(["ort", "portable"]), default="ort", show_default=True,
               help="ort: ONNX Runtime's own attention where it is faster. portable: standard operators beside ours.",
               )  # fmt: skip
+@memory_budget_option
 @stage_options
-def command(common: StageOptions, target: str) -> None:
+def command(common: StageOptions, target: str, memory_budget: int) -> None:
     """Export the canonical checkpoint SRC to the ONNX bundle OUT; its weights stay in the linked safetensors files."""
     run_stage(
         "export",
         common,
         lambda progress: pipeline.export(
-            common.src, common.out, target=target, overwrite=common.overwrite, copy=common.copy, progress=progress
+            common.src,
+            common.out,
+            target=target,
+            overwrite=common.overwrite,
+            copy=common.copy,
+            memory_budget=memory_budget,
+            progress=progress,
         ),
         _summary,
         "verify {src} {out}",

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import click
 
 from .. import pipeline
-from .options import StageOptions, dtype_option, jobs_option, stage_options, verb
+from .options import StageOptions, batch_option, dtype_option, jobs_option, memory_budget_option, stage_options, verb
 from .output import counted, number, run_stage
 
 
 @verb("fold", "healed folded --dtype float32")
-@click.option("--mode", type=click.Choice(["expand"]), default="expand", show_default=True,
-              help="expand: one physical row a virtual slot, already projected.")  # fmt: skip
+@click.option("--mode", type=click.Choice(["expand", "shuffle", "keys", "auto"]), default="expand", show_default=True,
+              help="expand: one physical row a virtual slot, already projected. shuffle: rows in retrieval order, or "
+              "an int32 shuffle. keys: the key norm alone, which the others fold too. auto: what `plan` chooses.",
+              )  # fmt: skip
+@batch_option(help="Batch sizes that --mode auto chooses for. Default: 1,16,64,512.")
 @dtype_option
 @jobs_option
+@memory_budget_option
 @stage_options
-def command(common: StageOptions, mode: str, dtype: str, jobs: int | None) -> None:
-    """Fold the implicit value expansion of SRC into physical tables, so that its linear layers vanish; writes OUT."""
+def command(
+    common: StageOptions, mode: str, dtype: str, batch: tuple[int, ...] | None, jobs: int | None, memory_budget: int
+) -> None:
+    """Fold what does not depend on the input into the tables and keys of SRC, exactly; writes OUT."""
     run_stage(
         "fold",
         common,
@@ -27,9 +34,11 @@ def command(common: StageOptions, mode: str, dtype: str, jobs: int | None) -> No
             common.out,
             mode=mode,
             dtype=dtype,
+            batch=batch,
             overwrite=common.overwrite,
             copy=common.copy,
             jobs=jobs,
+            memory_budget=memory_budget,
             progress=progress,
         ),
         _summary,
@@ -38,8 +47,10 @@ def command(common: StageOptions, mode: str, dtype: str, jobs: int | None) -> No
 
 
 def _summary(result: dict[str, Any]) -> list[str]:
+    folds = Counter(layer["choice"] for layer in result["layers"])
+    how = ", ".join(f"{count} by {fold}" for fold, count in folds.items())
     return [
-        f"{counted(len(result['layers']), 'layer')} folded; function preserved to max abs error "
+        f"{counted(len(result['layers']), 'layer')}: {how}; function preserved to max abs error "
         f"{number(result['max_abs_error'])}, relative {number(result['max_relative_error'])}",
         f"index agreement at least {result['min_index_agreement']:.4%}",
     ]

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from ..units import parse_bytes
+
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
 
@@ -68,6 +70,35 @@ def stage_options(function: Command) -> Command:
 
 jobs_option = click.option(
     "--jobs", type=click.IntRange(1), help="Threads; never changes a byte. Default: every core, at most 8."
+)
+
+
+def batch_option(**settings: Any) -> Decorator:
+    """--batch N,N,…: batch sizes."""
+    return click.option("--batch", metavar="N,...", callback=_batches, **settings)
+
+
+def _batches(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    try:
+        numbers = tuple(int(part) for part in value.split(",")) if value is not None else None
+    except ValueError:
+        numbers = ()
+    if numbers is not None and (not numbers or min(numbers) < 1):
+        raise click.BadParameter(f"expected positive numbers such as 1,16,64, found {value!r}", ctx, param)
+    return numbers
+
+
+def _bytes(ctx: click.Context, param: click.Parameter, value: str) -> int:
+    return parse_bytes(value, param.opts[0])
+
+
+memory_budget_option = click.option(
+    "--memory-budget",
+    metavar="SIZE",
+    callback=_bytes,
+    default="2GiB",
+    show_default=True,
+    help="Bounds the chunks in memory at a time, such as 500MB or 2GiB; never changes a byte.",
 )
 
 

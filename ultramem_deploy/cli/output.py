@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from ..pipeline import Progress
+from ..units import size as size
 from .options import StageOptions
 
 Summary = Callable[[dict[str, Any]], Sequence[str]]
@@ -69,15 +70,6 @@ def print_json(result: Mapping[str, Any]) -> None:
     from ..checkpoint.provenance import plain
 
     click.echo(json.dumps(plain(result), indent=2, ensure_ascii=False, allow_nan=False))
-
-
-def size(count: float) -> str:
-    """Bytes for people: "513.2 MiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024:
-            return f"{count:.1f} {unit}" if unit != "B" else f"{count:.0f} B"
-        count /= 1024
-    return f"{count:.2f} TiB"
 
 
 def counted(count: int, noun: str) -> str:

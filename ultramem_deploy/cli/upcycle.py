@@ -8,7 +8,7 @@ import click
 
 from .. import pipeline
 from ..converters.upcycle.identity import IdentityOptions
-from .options import StageOptions, dataclass_options, jobs_option, stage_options, verb
+from .options import StageOptions, dataclass_options, jobs_option, memory_budget_option, stage_options, verb
 from .output import counted, run_stage
 
 
@@ -17,8 +17,9 @@ from .output import counted, run_stage
               help="identity: the outputs stay bit-identical until the memory is trained.")  # fmt: skip
 @dataclass_options(IdentityOptions)
 @jobs_option
+@memory_budget_option
 @stage_options
-def command(common: StageOptions, method: str, jobs: int | None, **sizes: Any) -> None:
+def command(common: StageOptions, method: str, jobs: int | None, memory_budget: int, **sizes: Any) -> None:
     """Add UltraMem memory layers on skip paths of the dense checkpoint SRC; writes OUT."""
     run_stage(
         "upcycle",
@@ -30,6 +31,7 @@ def command(common: StageOptions, method: str, jobs: int | None, **sizes: Any) -
             overwrite=common.overwrite,
             copy=common.copy,
             jobs=jobs,
+            memory_budget=memory_budget,
             progress=progress,
             **sizes,
         ),

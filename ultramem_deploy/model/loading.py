@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..layout import tensor_layout
 from ..spec import ModelSpec
 from .decoder import UltraMemModel
-from .memory import MemoryLayer, ValueTable
+from .memory import MemoryLayer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -38,17 +38,15 @@ def load(path: str | Path, dtype: str | None = None, device: str = "cpu") -> Ult
 
 def load_memory_layer(
     spec: ModelSpec, checkpoint: Checkpoint, index: int, dtype: torch.dtype | None = None
-) -> tuple[MemoryLayer, ValueTable]:
-    """One memory layer and its table, apart from the decoder; the table stays mapped unless `dtype` differs."""
-    name = spec.memory[index].table
+) -> MemoryLayer:
+    """One memory layer, apart from the decoder and without its table; tensors stay mapped unless `dtype` differs."""
     with torch.device("meta"):
-        layer, table = MemoryLayer(spec.memory[index], spec), ValueTable(spec.tables[name])
-    for module, prefix in ((layer, f"memory.{index}."), (table, f"tables.{name}.")):
-        names = [full for full in tensor_layout(spec) if full.startswith(prefix)]
-        state = {full.removeprefix(prefix): _converted(checkpoint.torch(full), dtype, "cpu") for full in names}
-        module.load_state_dict(state, strict=True, assign=True)
-        module.requires_grad_(False).eval()
-    return layer, table
+        layer = MemoryLayer(spec.memory[index], spec)
+    prefix = f"memory.{index}."
+    names = [full for full in tensor_layout(spec) if full.startswith(prefix)]
+    state = {full.removeprefix(prefix): _converted(checkpoint.torch(full), dtype, "cpu") for full in names}
+    layer.load_state_dict(state, strict=True, assign=True)
+    return layer.requires_grad_(False).eval()
 
 
 def _converted(tensor: torch.Tensor, dtype: torch.dtype | None, device: str) -> torch.Tensor:

@@ -88,18 +88,28 @@ class MemoryLayer(nn.Module):
         return max(1, CHUNK_BYTES // (4 * numbers))
 
     def _forward_chunk(self, hidden: torch.Tensor, table: ValueTable) -> torch.Tensor:
+        row, col, raw, indices = self.retrieve(hidden)
+        out = self.combine(table, hidden, raw, self.addresses(indices))
+        if self.observer is not None:
+            self.observer(Retrieval(row, col, raw, indices, out))
+        return out
+
+    def retrieve(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """hidden [T, d] -> row and column scores [T,H,R,n], scores [T,K,M] before any gate, virtual indices [T,K]."""
         row, col = self.key_scores(hidden)
         raw, indices = tucker_topk(row, col, *self.factors(row.device), self.spec.top_m)
+        return row, col, raw, indices
+
+    def combine(
+        self, table: ValueTable, hidden: torch.Tensor, raw: torch.Tensor, addresses: torch.Tensor
+    ) -> torch.Tensor:
+        """The output [T, d] of `hidden` [T, d]: raw scores [T,K,M] at addresses [T,K] (block*rows + row) of `table`."""
         scores = self._weights(raw)
-        addresses = self.addresses(indices)
         if table.pre_values is not None:
             x = self.pre_query(hidden).float()
             gate = sparse_gate(table.pre_values, addresses, x, ACTIVATIONS.index(self.spec.gate_activation))
             scores = scores * gate[..., None]
-        out = self._project(self._lookup(table, addresses, scores), hidden)
-        if self.observer is not None:
-            self.observer(Retrieval(row, col, raw, indices, out))
-        return out
+        return self._project(self._lookup(table, addresses, scores), hidden)
 
     def key_scores(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Row and column scores [T, H, R, n], float32; additive keys become rank 2: [s, 1] and [1, s]."""
@@ -136,7 +146,8 @@ class MemoryLayer(nn.Module):
     def addresses(self, indices: torch.Tensor) -> torch.Tensor:
         """Virtual indices -> block*N + row (spec §3 and §5)."""
         s, rows = self.spec, self.table_spec.rows
-        sigma = self.shuffle[indices] if s.shuffle else indices
+        # A folded shuffle is int32: half the bytes, and addresses are int64 all the same.
+        sigma = self.shuffle[indices].long() if s.shuffle else indices
         row = (sigma % s.slots + s.offset) % rows
         return row if s.output_blocks == 1 else sigma // s.slots * rows + row
 

@@ -1,0 +1,42 @@
+"""How many chunks may be in flight within a memory budget; the chunk grid itself never depends on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ultramem_deploy.checkpoint.header import itemsize, shown
+from ultramem_deploy.checkpoint.writer import TensorTask, chunk_grid
+from ultramem_deploy.errors import InputError
+from ultramem_deploy.units import size
+
+
+def chunk_bytes(task: TensorTask) -> int:
+    """Bytes that one chunk of `task` takes while it is computed: its largest result and the work beside it."""
+    grid = chunk_grid(task.shape, itemsize(task.dtype))
+    if not grid:
+        return 0
+    start, stop = grid[0]
+    rows = task.shape[0] if task.shape else 1
+    return (stop - start) * (task.nbytes // rows) + task.scratch
+
+
+def chunks_in_flight(tasks: Sequence[TensorTask], jobs: int, budget: int | None, held: int = 0) -> int:
+    """Chunks that `jobs` threads may hold at a time within `budget` bytes: at most jobs + 1, at least 1.
+
+    `held` bytes of the budget are taken all the while. InputError where not even one chunk of the largest task fits;
+    None is no bound.
+    """
+    largest = max(tasks, key=chunk_bytes, default=None)
+    if budget is None or largest is None or chunk_bytes(largest) == 0:
+        return jobs + 1
+    needed = chunk_bytes(largest) + held
+    if needed > budget:
+        raise InputError(
+            f"--memory-budget: one chunk of tensor {shown(largest.name)} needs {size(needed)}, the budget is"
+            f" {size(budget)}: {size(needed - budget)} short; give --memory-budget {_whole_mebibytes(needed)} or more"
+        )
+    return min(jobs + 1, (budget - held) // chunk_bytes(largest))
+
+
+def _whole_mebibytes(count: int) -> str:
+    return f"{-(-count // (1 << 20))}MiB"

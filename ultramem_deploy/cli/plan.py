@@ -1,0 +1,92 @@
+"""`plan SRC`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .. import pipeline
+from .options import EXISTING, batch_option, json_option, memory_budget_option, verb
+from .output import print_json, size
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@verb("plan", "canonical --batch 1,64 --memory-budget 1GiB")
+@click.argument("src", type=EXISTING)
+@click.option("--stage", type=click.Choice(["convert", "fold", "quantize", "export"]),
+              help="Plan this stage alone. Default: the chain that makes sense for SRC.")  # fmt: skip
+@batch_option(default="1,16,64,512", show_default=True, help="Tokens a step, one or several.")
+@memory_budget_option
+@click.option("--calibrate", is_flag=True, help="Measure this machine first (10 s) and keep its profile.")
+@json_option
+def command(
+    src: Path, stage: str | None, batch: tuple[int, ...], memory_budget: int, calibrate: bool, as_json: bool
+) -> None:
+    """Say what each stage would make of SRC: fold choices, bytes read a token, memory, disk, time; from headers."""
+    result = pipeline.plan(src, stage=stage, batch=batch, memory_budget=memory_budget, calibrate=calibrate)
+    if as_json:
+        print_json(result)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    console.print(Text(f"{src}: {result['family']}", style="bold"))
+    if result["layers"]:
+        console.print(_layers(result))
+        for layer in result["layers"]:
+            console.print(Text(f"layer {layer['layer']}, {layer['choice']}: {layer['reason']}"))
+    if result["stages"]:
+        console.print(_stages(result["stages"]))
+    for line in _remarks(result):
+        console.print(Text(line))
+
+
+def _layers(result: dict[str, Any]) -> Table:
+    table = _table("memory layers, bytes a token before and after", "layer", "choice", "table")
+    for batch in result["batches"]:
+        table.add_column(f"batch {batch}", justify="right")
+    for layer in result["layers"]:
+        read = zip(layer["bytes_per_token_before"].values(), layer["bytes_per_token_after"].values(), strict=True)
+        sizes = [(layer["table_bytes_before"], layer["table_bytes_after"]), *read]
+        table.add_row(str(layer["layer"]), layer["choice"], *(f"{size(a)}\n{size(b)}" for a, b in sizes))
+    return table
+
+
+def _stages(stages: list[dict[str, Any]]) -> Table:
+    table = _table("stages", "stage", "peak memory", "output", "disk needed", "disk free", "time", "fits")
+    for stage in stages:
+        names = ("peak_memory_bytes", "output_bytes", "disk_needed_bytes", "disk_free_bytes")
+        fits = "yes" if stage["fits"] else "NO"
+        table.add_row(stage["stage"], *(size(stage[name]) for name in names), _time(stage["seconds"]), fits)
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 or column == "choice" else "right")
+    return table
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def _remarks(result: dict[str, Any]) -> list[str]:
+    lines = [f"warning: {warning}" for warning in result["warnings"]]
+    for stage in result["stages"]:
+        pairs = zip(stage["short"], stage["advice"], strict=True)
+        lines += [f"{stage['stage']} does not fit: {short}; {advice}" for short, advice in pairs]
+    profile = result["profile"]
+    hint = "" if profile["source"] == "measured" else "; `plan SRC --calibrate` measures this machine"
+    lines.append(f"times: {profile['source']} profile, {profile['machine']}{hint}")
+    return [*lines, "fits" if result["fits"] else "does not fit"]

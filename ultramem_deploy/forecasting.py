@@ -1,0 +1,129 @@
+"""Plans a conversion: what each stage would make of a model and whether it fits, from headers alone (no torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .converters.importers import ImportPlan, Source, choose_importer, open_source
+from .defaults import BATCHES, DEFAULT_BUDGET
+from .errors import InputError
+from .machine import available_memory, default_jobs, free_disk, total_memory
+from .machine_profile import load_profile
+from .planning_choice import Choice, Room, choose_folds, layer_report
+from .planning_stages import Machine, StagePlan, StageWork, plan_stage
+from .planning_work import Stored, Tensors, convert_work, converted, export_work, fold_work
+from .spec import MODEL_TYPE, ModelSpec
+
+STAGES = ("convert", "fold", "export")
+
+
+def forecast(
+    path: Path, stage: str | None = None, batches: Sequence[int] = BATCHES, memory_budget: int = DEFAULT_BUDGET
+) -> dict[str, Any]:
+    """The plan of `stage`, or of the chain that makes sense for the model at `path`. See `pipeline.plan`."""
+    if stage == "quantize":
+        raise InputError(f"--stage: quantize is not available yet; expected one of {', '.join(STAGES)}")
+    if stage is not None and stage not in STAGES:
+        raise InputError(f"--stage: expected one of {', '.join(STAGES)}, found {stage!r}")
+    if not batches or min(batches) < 1:
+        raise InputError(f"--batch: expected positive numbers, found {', '.join(map(str, batches)) or 'none'}")
+    source = open_source(path)
+    plan = choose_importer(source).plan(source)
+    tensors = stored_tensors(plan)
+    free = free_disk(path.absolute().parent)
+    choices = _choices(plan.spec, converted(tensors), batches, free)
+    stages = [stage] if stage else _chain(path, source, choices)
+    works = _works(stages, plan, tensors, source, choices)
+    profile = load_profile()
+    plans = _in_turn(works, Machine(default_jobs(), memory_budget, available_memory(), profile), free)
+    dtypes = {name: tensor.dtype for name, tensor in converted(tensors).items()}
+    return {
+        "source": path.name or str(path),
+        "family": plan.family,
+        "batches": list(batches),
+        "memory_budget_bytes": memory_budget,
+        "layers": [layer_report(plan.spec, i, choice, dtypes, batches) for i, choice in enumerate(choices)],
+        "stages": [asdict(one) for one in plans],
+        "profile": asdict(profile),
+        "warnings": plan.warnings,
+        "fits": all(one.fits for one in plans),
+    }
+
+
+def stored_tensors(plan: ImportPlan) -> dict[str, Stored]:
+    """The source's tensors by canonical name; `file` where every wanted tensor of that shard keeps name and dtype."""
+    changed = {
+        t.stored.file for n, t in plan.tensors.items() if t.stored and (t.stored.name, t.stored.dtype) != (n, t.dtype)
+    }
+    result = {}
+    for name, tensor in plan.tensors.items():
+        file = tensor.stored.file if tensor.stored and tensor.stored.file not in changed else None
+        result[name] = Stored(tuple(tensor.shape), tensor.dtype, str(file) if file else None)
+    return result
+
+
+def _choices(spec: ModelSpec, tensors: Tensors, batches: Sequence[int], free: int) -> list[Choice]:
+    if not spec.memory:
+        return []
+    dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+    return choose_folds(spec, dtypes, "auto", batches, Room(free, total_memory()))
+
+
+def _chain(path: Path, source: Source, choices: Sequence[Choice]) -> list[str]:
+    if (path / "model.onnx").is_file():
+        return []
+    first = [] if source.model_type == MODEL_TYPE else ["convert"]
+    folds = any(choice.fold != "none" for choice in choices)
+    return [*first, *(["fold"] if folds else []), "export"]
+
+
+def _works(
+    stages: Sequence[str], plan: ImportPlan, tensors: Tensors, source: Source, choices: Sequence[Choice]
+) -> list[StageWork]:
+    """The work of each stage on what the one before leaves."""
+    works: list[StageWork] = []
+    spec, current = plan.spec, tensors
+    if stages[:1] != ["convert"]:
+        current = converted(tensors)
+    for stage in stages:
+        if stage == "convert":
+            works.append(convert_work(current, _hashed(source, plan)))
+            current = converted(current)
+        elif stage == "fold":
+            if not spec.memory:
+                raise InputError(
+                    "--stage fold: the model has no memory layers; upcycle it first, or plan --stage export"
+                )
+            work, spec = fold_work(spec, current, [choice.fold for choice in choices])
+            works.append(work)
+            current = {piece.name: Stored(piece.shape, piece.dtype, piece.name) for piece in work.pieces}
+        else:
+            works.append(export_work(spec, current))
+    return works
+
+
+def _hashed(source: Source, plan: ImportPlan) -> int:
+    """Bytes read to identify a source that no stage of ours made."""
+    if source.model_type == MODEL_TYPE:
+        return 0
+    files = {t.stored.file for t in plan.tensors.values() if t.stored}
+    return sum(file.stat().st_size for file in files) if files else _weight_bytes(source)
+
+
+def _weight_bytes(source: Source) -> int:
+    if source.gguf is not None:
+        return source.gguf.stat().st_size
+    endings = (".safetensors", ".pt", ".pth", ".bin", ".distcp")
+    return sum(file.stat().st_size for file in source.path.rglob("*") if file.suffix in endings and file.is_file())
+
+
+def _in_turn(works: Sequence[StageWork], machine: Machine, free: int) -> list[StagePlan]:
+    """Each stage finds what the ones before it left of the disk."""
+    plans = []
+    for work in works:
+        plans.append(plan_stage(work, machine, free))
+        free = max(0, free - plans[-1].disk_needed_bytes)
+    return plans

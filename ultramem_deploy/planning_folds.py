@@ -1,0 +1,139 @@
+"""Which fold suits a memory layer: what it reads a token before and after, from the description alone (spec §4).
+
+Folds stack: `shuffle` folds the key norm too, `expand` folds both and the output projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from .checkpoint.header import itemsize
+from .spec import MemoryLayerSpec, ModelSpec, TableSpec
+
+FOLDS = ("expand", "shuffle", "keys", "none")
+_LARGEST_INT32 = (1 << 31) - 1
+
+
+@dataclass(frozen=True)
+class ItemBytes:
+    """Bytes an item of what one layer reads; keys as they are multiplied, which is float32 once they are normalised."""
+
+    values: int
+    pre_values: int
+    output: int
+    keys: int
+    shuffle: int
+
+    @classmethod
+    def of(cls, spec: ModelSpec, index: int, dtypes: Mapping[str, str]) -> ItemBytes:
+        """Of memory layer `index`; `dtypes` maps tensor names to what they are stored as."""
+        layer = spec.memory[index]
+        table, own = f"tables.{layer.table}", f"memory.{index}"
+        return cls(
+            values=itemsize(dtypes[f"{table}.values"]),
+            pre_values=itemsize(dtypes[f"{table}.pre_values"]) if spec.tables[layer.table].pre_value_width else 0,
+            output=0 if layer.expanded else itemsize(dtypes[f"{own}.output.weight"]),
+            keys=4 if layer.key_norm else itemsize(dtypes[f"{own}.row_keys"]),
+            shuffle=itemsize(dtypes[f"{own}.shuffle"]) if layer.shuffle else 0,
+        )
+
+
+def key_numbers(layer: MemoryLayerSpec) -> int:
+    """Numbers in both sides' keys: H*R*(n_row + n_col)*kdim."""
+    rank = layer.rank if layer.scoring == "tucker" else 1
+    return layer.heads * rank * (layer.row_keys + layer.col_keys) * layer.key_width
+
+
+def projection_numbers(layer: MemoryLayerSpec, spec: ModelSpec) -> int:
+    """Numbers in W_o: E*D*d; none where it is folded away."""
+    width = spec.tables[layer.table].value_width
+    return 0 if layer.expanded else layer.output_blocks * width * spec.decoder.hidden_size
+
+
+def token_bytes(layer: MemoryLayerSpec, spec: ModelSpec, items: ItemBytes, batch: int) -> float:
+    """Bytes a token that a layer's lookup reads in a step of `batch` tokens (spec §4).
+
+    K*(D + P) numbers of rows (an expanded row is M*d wide) and K shuffle entries; W_o and the keys once a batch. What
+    no fold changes (query, gates, cores) is left out.
+    """
+    table = spec.tables[layer.table]
+    rows = table.value_width * items.values + table.pre_value_width * items.pre_values
+    shuffle = items.shuffle if layer.shuffle else 0
+    once = projection_numbers(layer, spec) * items.output + key_numbers(layer) * items.keys
+    return layer.taken * (rows + shuffle) + once / batch
+
+
+def table_bytes(layer: MemoryLayerSpec, spec: ModelSpec, items: ItemBytes) -> int:
+    """Bytes of the tables that a layer reads; a shared one counts for each."""
+    table = spec.tables[layer.table]
+    return table.rows * (table.value_width * items.values + table.pre_value_width * items.pre_values)
+
+
+def obstacle(fold: str, spec: ModelSpec, index: int, items: ItemBytes) -> str | None:
+    """Why a layer cannot be folded so; None where it can."""
+    layer = spec.memory[index]
+    if fold == "expand" and layer.expanded:
+        return "is already expanded"
+    if fold == "expand" and layer.output_gate:
+        return f"({layer.kind}) cannot be expanded: a silu gate stands between its table and its output projection"
+    if fold == "shuffle" and not layer.shuffle:
+        return "has no shuffle"
+    if fold == "shuffle" and not orders(spec, index):
+        if items.shuffle <= 4:
+            return "has an int32 shuffle already"
+        if layer.virtual_slots > _LARGEST_INT32:
+            return f"has {layer.virtual_slots} virtual slots, which int32 cannot number"
+    if fold == "keys" and layer.key_norm is None:
+        return "has no key norm"
+    return None
+
+
+def orders(spec: ModelSpec, index: int) -> bool:
+    """Whether the shuffle fold stores the layer's rows in retrieval order: E = 1 and a table of its own."""
+    layer = spec.memory[index]
+    users = sum(other.table == layer.table for other in spec.memory)
+    return layer.shuffle and layer.blocks == 1 and users == 1
+
+
+def folded_items(fold: str, items: ItemBytes) -> ItemBytes:
+    """Item sizes after a fold, rows kept in their dtype."""
+    if fold == "expand":
+        return replace(items, output=0, shuffle=0)
+    return replace(items, shuffle=min(items.shuffle, 4)) if fold == "shuffle" else items
+
+
+def folded_spec(spec: ModelSpec, folds: Sequence[str]) -> ModelSpec:
+    """The description after folding layer i by `folds[i]`, which must be possible."""
+    layers: list[MemoryLayerSpec] = []
+    tables: dict[str, TableSpec] = {}
+    for index, fold in enumerate(folds):
+        layer, added = _folded_layer(spec, index, fold)
+        layers.append(layer)
+        tables |= added
+    used = {layer.table for layer in layers}
+    kept = {name: table for name, table in spec.tables.items() if name in used}
+    return replace(spec, memory=tuple(layers), tables=kept | tables)
+
+
+def _folded_layer(spec: ModelSpec, index: int, fold: str) -> tuple[MemoryLayerSpec, dict[str, TableSpec]]:
+    layer = spec.memory[index]
+    if fold == "none":
+        return layer, {}
+    layer = replace(layer, key_norm=None)
+    table, slots = spec.tables[layer.table], layer.virtual_slots
+    if fold == "expand":
+        name, width = _table_name("expanded", index, spec), layer.cores * spec.decoder.hidden_size
+        plain = replace(layer, offset=0, blocks=1, sum_blocks=False, shuffle=False, expanded=True)
+        return replace(plain, table=name, slots=slots), {name: TableSpec(slots, width, table.pre_value_width)}
+    if fold == "shuffle" and orders(spec, index):
+        name = _table_name("ordered", index, spec)
+        return replace(layer, table=name, slots=slots, offset=0, shuffle=False), {name: replace(table, rows=slots)}
+    return layer, {}
+
+
+def _table_name(kind: str, index: int, spec: ModelSpec) -> str:
+    name = f"{kind}{index}"
+    while name in spec.tables:
+        name += "_"
+    return name

@@ -1,0 +1,39 @@
+"""Bytes that a converter holds beside its result while it computes one chunk; the memory budget counts them."""
+
+from __future__ import annotations
+
+import math
+
+from .checkpoint.header import itemsize
+from .checkpoint.writer import chunk_elements
+
+TILE = 256
+"""Rows that an expansion multiplies at a time: the float64 product stays in the caches."""
+SLOT_BYTES = 96
+"""Bytes a virtual slot that mapping it and sorting the reads take: sigma, block, row, and their sorted copies."""
+
+
+def gather_scratch(shape: tuple[int, ...], dtype: str, stored: str) -> int:
+    """Of gathering the rows of a chunk of `shape`, stored as `stored`, into `dtype`."""
+    elements = chunk_elements(shape, dtype)
+    rows = elements // max(1, math.prod(shape[1:]))
+    # Sorted without repeats first, then in the order asked for.
+    return SLOT_BYTES * rows + (1 if dtype == stored else 2) * elements * itemsize(stored)
+
+
+def expand_scratch(shape: tuple[int, ...], dtype: str, value_width: int, stored: str) -> int:
+    """Of expanding a chunk of `shape` from rows of `value_width` numbers stored as `stored`."""
+    width = math.prod(shape[1:])
+    rows = chunk_elements(shape, dtype) // max(1, width)
+    tile = min(TILE, rows) * (value_width + 2 * width) * 8
+    return rows * (SLOT_BYTES + 2 * value_width * itemsize(stored)) + tile
+
+
+def projection_held(blocks: int, value_width: int, hidden: int) -> int:
+    """Of W_o in float64, and once more while its axes are put in order; held as long as a layer is expanded."""
+    return 2 * 8 * blocks * value_width * hidden
+
+
+def key_scratch(shape: tuple[int, ...]) -> int:
+    """Of normalising a chunk of float32 keys of `shape`: as stored, in float64, and its squares."""
+    return chunk_elements(shape, "float32") * (4 + 8 + 8)
