@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import transformers
+from safetensors.numpy import load_file, save_file
 
 from tests import builders as b
 from tests.conftest import Written
 from ultramem_deploy.errors import CheckFailed, InputError
-from ultramem_deploy.pipeline import verify
+from ultramem_deploy.pipeline import convert, verify
 from ultramem_deploy.runtime.base import LayerTrace, Trace
 from ultramem_deploy.spec import ModelSpec
 from ultramem_deploy.tally import Tally, kept_tokens
@@ -42,7 +44,7 @@ def test_a_changed_weight_fails_and_names_the_worst(written: Written) -> None:
     head = b.random_tensors(PAIR)["lm_head.weight"].copy()
     head[17] += 0.5
     left, right = pair(written, lm_head__weight=head)
-    with pytest.raises(CheckFailed, match=r"verify: right differs from left: .*worst logits\[17\] at token \d+"):
+    with pytest.raises(CheckFailed, match=r"verify: right differs from left: .*logits\[17\] at token \d+"):
         verify(left, right, tokens=40)
     found = verify(left, right, tokens=40, check=False)
     assert found["passed"] is False
@@ -111,8 +113,43 @@ def test_text_is_read_with_the_tokenizer(written: Written, tmp_path: Path) -> No
     first = verify(left, right, text=text, tokens=100)
     other = verify(left, right, text=b.write_text(tmp_path / "other.txt", seed=1), tokens=100)
     assert first["tokens"] == 100 and first["perplexity_reference"] != other["perplexity_reference"]
-    with pytest.raises(InputError, match=r"the text holds .* are needed: give a longer one"):
-        verify(left, right, text=text, tokens=100_000)
+    assert verify(left, right, text=text, tokens=100_000)["tokens"] < 100_000, "as many as the text holds"
+    short = tmp_path / "short.txt"
+    short.write_text("")
+    with pytest.raises(InputError, match="at least 2 are needed"):
+        verify(left, right, text=short)
+
+
+def test_a_source_that_is_not_whole_is_no_reference(tmp_path: Path) -> None:
+    """transformers fills what a file lacks with random numbers, or fails with a traceback: both are one line here."""
+    source, canonical = tmp_path / "source", tmp_path / "canonical"
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(source)
+    convert(source, canonical, copy=True)
+    file = source / "model.safetensors"
+    whole, tensors = file.read_bytes(), load_file(file)
+    assert verify(source, canonical, tokens=20)["max_abs_logit_error"] < 1e-5
+    file.write_bytes(whole[:-100])
+    with pytest.raises(InputError, match="source: transformers cannot load it"):
+        verify(source, canonical, tokens=20)
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file({n: t for n, t in tensors.items() if n != name}, file, {"format": "pt"})
+    with pytest.raises(InputError, match=f"1 missing tensors, {name}"):
+        verify(source, canonical, tokens=20)
+    save_file(tensors | {name: np.zeros((50, 32), np.float32)}, file, {"format": "pt"})
+    with pytest.raises(InputError, match=r"source: "):
+        verify(source, canonical, tokens=20)
+
+
+def test_other_slots_fail_even_where_the_outputs_are_zero(written: Written) -> None:
+    silent = {n: np.zeros_like(t) for n, t in b.random_tensors(PAIR).items() if n.endswith("output.weight")}
+    other = {n: -t for n, t in b.random_tensors(PAIR).items() if n.endswith((".u", ".v"))}
+    left = written(PAIR, "left", changes=silent)
+    assert verify(left, written(PAIR, "same", changes=silent), tokens=40)["passed"]
+    with pytest.raises(CheckFailed, match="memory layers chose the same slots in"):
+        verify(left, written(PAIR, "right", changes=silent | other), tokens=40)
 
 
 def test_a_tokenizer_of_another_model_is_refused(written: Written, tmp_path: Path) -> None:

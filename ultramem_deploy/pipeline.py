@@ -215,6 +215,12 @@ def generate(
     ids = tokenizer.encode(prompt)
     if not ids:
         raise InputError("--prompt: holds no tokens; give some text to continue")
+    positions = runner.spec.decoder.max_positions if runner.spec else None
+    if positions is not None and len(ids) + max_new_tokens > positions:
+        raise InputError(
+            f"--max-new-tokens: {len(ids)} tokens of prompt and {max_new_tokens} new ones exceed the model's "
+            f"{positions} positions; ask for at most {max(0, positions - len(ids))}"
+        )
     stop = runner.spec.tokens.eos if runner.spec else ()
     record, shown = Generation(), ""
     for _ in greedy(runner, ids, max_new_tokens, stop, record):

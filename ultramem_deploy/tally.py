@@ -15,7 +15,7 @@ MAX_EXCLUDED = 0.01
 
 @dataclass(frozen=True)
 class Worst:
-    """The entry that differs most: of the logits (layer None), or of the memory output of layer `layer`."""
+    """The entry of a tensor that differs most: of the logits (layer None), or of the output of memory layer `layer`."""
 
     layer: int | None
     token: int
@@ -44,6 +44,7 @@ class Difference:
     compared_memory_layers: int
     max_memory_error: float
     worst: Worst
+    worst_logit: Worst
 
 
 class TensorErrors:
@@ -129,6 +130,7 @@ class Tally:
             compared_memory_layers=len(self._layers),
             max_memory_error=max((error for error, _ in places[1:]), default=0.0),
             worst=max(places, key=lambda place: place[0])[1],
+            worst_logit=places[0][1],
         )
 
 

@@ -40,6 +40,16 @@ def load_corpus(path: str | Path | None = None) -> Corpus:
     return Corpus(name, tuple(_without_repeats(train, held_out)), held_out)
 
 
+def read_text(path: str | Path) -> str:
+    """A whole UTF-8 text file. Raises InputError where it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"--text: {path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--text: {path}: cannot be read as UTF-8 text ({error})") from None
+
+
 def _python_reference() -> list[str]:
     from pydoc_data.topics import topics
 
@@ -50,12 +60,7 @@ def _python_reference() -> list[str]:
 
 
 def _documents(path: Path) -> list[str]:
-    try:
-        content = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"--text: {path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--text: {path}: cannot be read as UTF-8 text ({error})") from None
+    content = read_text(path)
     documents = [d.strip() for d in re.split(r"\f|\n{3,}", content)]
     documents = [d for d in documents if d]
     if len(documents) >= HELD_OUT_EVERY:

@@ -14,11 +14,15 @@ from .errors import InputError
 from .runtime.opening import open_runner
 from .runtime.tokenizer import Tokenizer, has_tokenizer
 from .tally import Difference, Tally
-from .text import load_corpus, token_windows
+from .text import load_corpus, read_text
 
 WINDOW = 256
+# No tokenizer in use needs more of them for a token, on average: of a large file only the beginning is encoded.
+CHARACTERS = 32
 DEFAULT_MAX_ABS = 1e-3
 DEFAULT_KL = 1e-5
+# Rounded tables move a few selections; other slots altogether are a fault even where the outputs happen to be small.
+MIN_INDEX_AGREEMENT = 0.9
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,9 @@ def compare(
     """Run both on the same tokens and compare.
 
     The reference runs in float32: a canonical checkpoint in PyTorch, a bundle by its function bodies, a source
-    checkpoint in transformers. `runtime` chooses how the candidate runs (see `open_runner`). Tokens come from the
-    held-out documents of `text`, or are random where neither side has a tokenizer. Raises InputError where the two
-    cannot be compared.
+    checkpoint in transformers. `runtime` chooses how the candidate runs (see `open_runner`). Tokens are the first of
+    `text` (default: held-out topics of the Python language reference), or random where neither side has a tokenizer.
+    Raises InputError where the two cannot be compared.
     """
     if tokens < 2:
         raise InputError(f"--tokens: at least 2 are needed to predict one from another, found {tokens}")
@@ -65,19 +69,19 @@ def compare(
             "they are not the same model"
         )
     spans = [runner.spec.decoder.max_positions for runner in (left, right) if runner.spec]
-    lengths = _window_lengths(tokens, min([WINDOW, *spans]))
-    windows = _comparison_tokens(reference, candidate, text, lengths, left.vocab_size)
+    ids = _comparison_tokens(reference, candidate, text, tokens, left.vocab_size)
+    windows = _windows(ids, min([WINDOW, *spans]))
     tally = Tally()
     for index, window in enumerate(windows):
         tally.add(left.trace(window[None]), right.trace(window[None]), window)
         if progress:
             progress(index + 1, len(windows), "comparing")
     found = tally.result()
-    passed = found.max_abs_logit_error <= max_abs and found.mean_kl <= kl
+    reason = _reason(f"{candidate.name} differs from {reference.name}", found, max_abs, kl)
     return Verification(
         **vars(found),
-        passed=passed,
-        reason=None if passed else _reason(f"{candidate.name} differs from {reference.name}", found, max_abs, kl),
+        passed=reason is None,
+        reason=reason,
         max_abs=max_abs,
         kl=kl,
         reference_runtime=left.name,
@@ -85,35 +89,42 @@ def compare(
     )
 
 
-def _reason(what: str, found: Difference, max_abs: float, kl: float) -> str:
-    worst = found.worst
-    return (
-        f"verify: {what}: max abs logit error {found.max_abs_logit_error:.3g} (limit {max_abs:.3g}), mean KL "
-        f"{found.mean_kl:.3g} (limit {kl:.3g}); worst {worst.tensor} at token {worst.token}: {worst.reference:.6g} "
-        f"became {worst.candidate:.6g}"
-    )
+def _reason(what: str, found: Difference, max_abs: float, kl: float) -> str | None:
+    """Why the comparison failed, in one line, or None; a NaN fails every limit."""
+    worst = found.worst_logit
+    problems = []
+    if not found.max_abs_logit_error <= max_abs:
+        problems.append(
+            f"max abs logit error {found.max_abs_logit_error:.3g} (limit {max_abs:.3g}), {worst.tensor} at token "
+            f"{worst.token}: {worst.reference:.6g} became {worst.candidate:.6g}"
+        )
+    if not found.mean_kl <= kl:
+        problems.append(f"mean KL {found.mean_kl:.3g} nats a token (limit {kl:.3g})")
+    if not found.index_agreement >= MIN_INDEX_AGREEMENT:
+        problems.append(f"memory layers chose the same slots in {found.index_agreement:.1%} (at least 90%)")
+    return f"verify: {what}: {'; '.join(problems)}" if problems else None
 
 
-def _window_lengths(tokens: int, window: int) -> list[int]:
-    """Lengths of at most `window`, `tokens` in all; one fewer where the last window would predict nothing."""
-    lengths = [min(window, tokens - start) for start in range(0, tokens, window)]
-    return lengths[:-1] if len(lengths) > 1 and lengths[-1] < 2 else lengths
+def _windows(ids: np.ndarray, length: int) -> list[np.ndarray]:
+    """Pieces of at most `length`; one fewer where the last would predict nothing."""
+    pieces = np.split(ids, range(length, len(ids), length))
+    return pieces[:-1] if len(pieces) > 1 and len(pieces[-1]) < 2 else pieces
 
 
-def _comparison_tokens(
-    reference: Path, candidate: Path, text: Path | None, lengths: list[int], vocab: int
-) -> list[np.ndarray]:
-    """Token ids int64, one array a window."""
+def _comparison_tokens(reference: Path, candidate: Path, text: Path | None, tokens: int, vocab: int) -> np.ndarray:
+    """At most `tokens` ids, int64: fewer where the user's text holds fewer."""
     owner = next((path for path in (candidate, reference) if path.is_dir() and has_tokenizer(path)), None)
     if owner is None:
         if text is not None:
             raise InputError("--text: neither model has a tokenizer.json to read it with")
-        rng = np.random.default_rng(0)
-        return [rng.integers(0, vocab, length) for length in lengths]
-    flat = token_windows(Tokenizer(owner), load_corpus(text).held_out, sum(lengths), 1)[0]
-    if flat.max() >= vocab:
-        raise InputError(f"{owner.name}/tokenizer.json: gives token {flat.max()}, the model has {vocab}: not its own")
-    return np.split(flat, np.cumsum(lengths)[:-1])
+        return np.random.default_rng(0).integers(0, vocab, tokens)
+    content = "\n\n".join(load_corpus().held_out) if text is None else read_text(text)
+    ids = np.asarray(Tokenizer(owner).encode(content[: CHARACTERS * tokens])[:tokens], dtype=np.int64)
+    if len(ids) < 2:
+        raise InputError(f"--text: {text}: holds {len(ids)} tokens; at least 2 are needed")
+    if ids.max() >= vocab:
+        raise InputError(f"{owner.name}/tokenizer.json: gives token {ids.max()}, the model has {vocab}: not its own")
+    return ids
 
 
 def _finite(value: Any) -> Any:

@@ -8,20 +8,27 @@ import numpy as np
 import torch
 
 from ultramem_deploy.checkpoint import Checkpoint
+from ultramem_deploy.errors import CheckFailed
 from ultramem_deploy.model.loading import load_memory_layer
 from ultramem_deploy.model.memory import MemoryLayer, ValueTable
 from ultramem_deploy.spec import ModelSpec, TableSpec
 
 TOKENS = 256
 GATHERED_BYTES = 16 << 20
+# What one rounding of the table explains, and float32 sums in another order; the output's norm averages over entries.
+RELATIVE_LIMITS = {"float32": 1e-5, "float16": 2.0**-9, "bfloat16": 2.0**-7}
+MIN_INDEX_AGREEMENT = 0.99
 
 
 def fold_receipt(before: tuple[ModelSpec, Checkpoint], after: tuple[ModelSpec, Checkpoint]) -> dict[str, Any]:
     """Per layer the worst and the relative error of 256 random unit-variance hidden states, in float32, and overall.
 
-    relative_error is |after - before| / |before| (Frobenius norms over all tokens).
+    relative_error is |after - before| / |before| (Frobenius norms over all tokens). Raises CheckFailed where it is
+    more than one rounding of the table to its dtype explains, or where other slots are chosen.
     """
     layers = [_layer_receipt(before, after, index) for index in range(len(before[0].memory))]
+    for layer in layers:
+        _check(layer)
     return {
         "layers": layers,
         "max_abs_error": max(layer["max_abs_error"] for layer in layers),
@@ -42,11 +49,24 @@ def _layer_receipt(
     error = (folded - reference).norm()
     return {
         "layer": index,
+        "table_dtype": after[1].info(f"tables.{after[0].memory[index].table}.values").dtype,
         "max_abs_error": float((folded - reference).abs().max()),
         "relative_error": float(error / norm) if norm > 0 else float(error),
         "output_rms": float(reference.pow(2).mean().sqrt()),
         "index_agreement": float(same),
     }
+
+
+def _check(layer: dict[str, Any]) -> None:
+    limit = RELATIVE_LIMITS.get(layer["table_dtype"], RELATIVE_LIMITS["bfloat16"])
+    # Written so that a NaN fails.
+    if layer["relative_error"] <= limit and layer["index_agreement"] >= MIN_INDEX_AGREEMENT:
+        return
+    raise CheckFailed(
+        f"fold: memory layer {layer['layer']} is not preserved: relative error {layer['relative_error']:.3g} (limit "
+        f"{limit:.3g} for a {layer['table_dtype']} table), index agreement {layer['index_agreement']:.4f} (limit "
+        f"{MIN_INDEX_AGREEMENT}); the source's memory weights are too large or not finite: inspect them"
+    )
 
 
 def _run(

@@ -23,7 +23,7 @@ from tests.conftest import Written
 from tests.formulas_memory import norm
 from tests.model.test_memory import changed, layers
 from ultramem_deploy.checkpoint import Checkpoint, numpy_dtype, read_provenance
-from ultramem_deploy.errors import InputError
+from ultramem_deploy.errors import CheckFailed, InputError
 from ultramem_deploy.model import load
 from ultramem_deploy.pipeline import fold, verify
 from ultramem_deploy.spec import ModelSpec, TableSpec
@@ -243,3 +243,14 @@ def test_killed_and_run_again(tmp_path: Path) -> None:
     for name in names:
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert receipt["max_relative_error"] < 1e-5 and not (tmp_path / "out.partial").exists()
+
+
+def test_a_fold_that_does_not_preserve_is_not_published(tmp_path: Path) -> None:
+    source = b.write_checkpoint(tmp_path / "source", b.V1)
+    name = next(n for n in b.random_tensors(b.V1) if n.endswith(".values"))
+    huge = b.random_tensors(b.V1)[name] * np.float32(1e37)
+    changed = b.write_checkpoint(tmp_path / "huge", b.V1, changes={name: huge})
+    assert fold(source, tmp_path / "fine")["layers"][0]["table_dtype"] == "float32"
+    with pytest.raises(CheckFailed, match="memory layer 0 is not preserved"):
+        fold(changed, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from tests import builders as b
 from tests.formulas_memory import Outcome, memory_layer
 from ultramem_deploy.layout import tensor_layout
-from ultramem_deploy.model import MemoryLayer, Retrieval, UltraMemModel
+from ultramem_deploy.model import MemoryLayer, Retrieval, UltraMemModel, load
 from ultramem_deploy.runtime.torch_runner import selection_margin
 from ultramem_deploy.spec import MemoryLayerSpec, ModelSpec, NormSpec, TableSpec
 
@@ -201,3 +203,14 @@ def by_hand(model: UltraMemModel, ids: torch.Tensor, places: list[tuple[int, int
             if write == number:
                 x = x + model.memory[index](ffn_inputs[read].flatten(0, 1), model.tables["t"]).view(x.shape)
     return model.model.norm(x) @ model.lm_head.weight.T
+
+
+def test_mixed_decoder_dtypes_load_at_the_widest(tmp_path: Path) -> None:
+    spec = b.V1
+    tensors = b.random_tensors(spec)
+    name = "model.layers.0.mlp.up_proj.weight"
+    narrow = tensors[name].astype(ml_dtypes.bfloat16)
+    path = b.write_checkpoint(tmp_path / "mixed", spec, changes={name: narrow})
+    model = load(path)
+    assert {p.dtype for n, p in model.named_parameters() if n.startswith("model.")} == {torch.float32}
+    model(torch.zeros(1, 4, dtype=torch.int64))

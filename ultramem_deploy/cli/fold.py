@@ -53,4 +53,10 @@ def _summary(result: dict[str, Any]) -> list[str]:
         f"{counted(len(result['layers']), 'layer')}: {how}; function preserved to max abs error "
         f"{number(result['max_abs_error'])}, relative {number(result['max_relative_error'])}",
         f"index agreement at least {result['min_index_agreement']:.4%}",
+        *_rounding(result),
     ]
+
+
+def _rounding(result: dict[str, Any]) -> list[str]:
+    halves = sorted({layer["table_dtype"] for layer in result["layers"]} - {"float32"})
+    return [f"tables rounded to {', '.join(halves)}; --dtype float32 keeps them exact to float32"] if halves else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import torch
@@ -20,7 +21,8 @@ def load(path: str | Path, dtype: str | None = None, device: str = "cpu") -> Ult
     """The PyTorch model of a canonical checkpoint, in evaluation mode, without gradients.
 
     dtype: "float32", "bfloat16" or "float16" converts the floating-point tensors; None keeps them as stored, mapped
-    from the files without a copy. Raises InputError where a tensor is missing, left over or of another shape.
+    from the files without a copy (where a source mixes dtypes in its decoder: the widest of them). Raises InputError
+    where a tensor is missing, left over or of another shape.
     """
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
@@ -31,9 +33,21 @@ def load(path: str | Path, dtype: str | None = None, device: str = "cpu") -> Ult
     with torch.device("meta"):
         model = UltraMemModel(spec)
     target = DTYPES[dtype] if dtype else None
-    state = {name: _converted(checkpoint.torch(name), target, device) for name in tensor_layout(spec)}
+    dense = target or _dense_dtype(spec, checkpoint)
+    state = {
+        name: _converted(checkpoint.torch(name), dense if tensor.role == "dense" else target, device)
+        for name, tensor in tensor_layout(spec).items()
+    }
     model.load_state_dict(state, strict=True, assign=True)
     return model.requires_grad_(False).eval()
+
+
+def _dense_dtype(spec: ModelSpec, checkpoint: Checkpoint) -> torch.dtype:
+    """The dtype of the decoder's weights; the widest common one where a source mixes them."""
+    names = [name for name, tensor in tensor_layout(spec).items() if tensor.role == "dense"]
+    dtypes: set[torch.dtype] = {getattr(torch, checkpoint.info(name).dtype) for name in names}
+    widest: torch.dtype = functools.reduce(torch.promote_types, dtypes)
+    return widest
 
 
 def load_memory_layer(

@@ -57,19 +57,33 @@ class TransformersSession:
 
 
 def _load(path: Path) -> Any:
+    """The source's model in float32. Raises InputError where transformers cannot load it whole."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     gguf = path if path.suffix == ".gguf" else next(iter(sorted(path.glob("*.gguf"))), None)
     try:
-        if gguf is None:
-            return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-        from transformers import GgufConfig
-
-        config = GgufConfig(gguf_file=gguf.name, dequantize=True)
-        return AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=config
-        )
-    except (OSError, ValueError, ImportError, KeyError) as error:
+        if gguf is not None:
+            return _load_gguf(gguf)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path.name}: transformers cannot load it ({first})") from None
+    model, found = loaded
+    # What a file lacks transformers fills with random numbers: no truth to compare with.
+    for kind in ("missing_keys", "mismatched_keys"):
+        if found[kind]:
+            names = sorted(map(str, found[kind]))
+            raise InputError(f"{path.name}: {len(names)} {kind.replace('_keys', '')} tensors, {names[0]} among them")
+    return model
+
+
+def _load_gguf(file: Path) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    config = GgufConfig(gguf_file=file.name, dequantize=True)
+    return AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=config
+    )
