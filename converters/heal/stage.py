@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,14 +14,16 @@ import torch
 
 from ultramem_deploy.checkpoint import Checkpoint, Stage, TensorTask, numpy_dtype, source_record
 from ultramem_deploy.checkpoint.carry import carry
+from ultramem_deploy.checkpoint.companions import companion_files
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.layout import tensor_layout
 from ultramem_deploy.model import UltraMemModel
-from ultramem_deploy.runtime.tokenizer import Tokenizer, companion_files
+from ultramem_deploy.runtime.tokenizer import Tokenizer
 from ultramem_deploy.spec import ModelSpec
 from ultramem_deploy.text import Corpus, load_corpus, token_windows
 
-from .options import TRAINABLE, HealOptions
+from .checks import check_gradients, check_options, check_trained
+from .options import HealOptions
 from .train import (
     load_state,
     make_optimizer,
@@ -52,40 +53,28 @@ def heal_checkpoint(
     """Train the memory layers of `src` on `text` (default: the Python language reference) and write `out`.
 
     Returns the receipt: held-out perplexity before and after (8 windows of 512 tokens, dense weights in bfloat16) and
-    the loss curve. An interrupted run continues from its last saved step. Raises InputError for a model without memory
-    layers, an invalid option or a text that is too short, CheckFailed where the loss diverges.
+    the loss curve; `resumed_at_step` is the first step run where an interrupted run went on. Raises InputError for a
+    model without memory layers, an invalid option or a text that is too short, CheckFailed where training diverges.
     """
     options = options or HealOptions()
     spec, source = ModelSpec.load(src), Checkpoint.open(src)
-    _check(spec, options)
+    check_options(spec, options)
+    check_gradients(spec, source, options.train)
     corpus = load_corpus(text)
     settings = {**asdict(options), "text": corpus.name, "text_sha256": _text_hash(corpus)}
     with Stage(out, "heal", source_record(src), settings, overwrite=overwrite, copy=copy) as stage:
         if stage.up_to_date:
             return stage.receipt | {"up_to_date": True}
         model = training_model(spec, source, options)
-        run = _Run(model, options, stage.resume_file(STATE_NAME), progress)
+        run = _Run(model, source, options, stage.resume_file(STATE_NAME), progress)
         stage.receipt = {"text": corpus.name, **run.train(corpus, Tokenizer(src))}
         _write(stage, model, source)
         stage.write_json("config.json", spec.to_config())
         for file in companion_files(src):
             stage.link_file(file)
-    return stage.receipt | {"up_to_date": False}
-
-
-def _check(spec: ModelSpec, options: HealOptions) -> None:
-    if not spec.memory:
-        raise InputError("heal: the model has no memory layers to train; run upcycle first")
-    if options.train not in TRAINABLE:
-        raise InputError(f"--train: expected one of {', '.join(TRAINABLE)}, found {options.train!r}")
-    for name in ("steps", "batch", "lr", "value_lr"):
-        if not 0 < getattr(options, name) < math.inf:
-            raise InputError(f"--{name.replace('_', '-')}: must be positive, found {getattr(options, name)}")
-    for name in ("warmup", "seed"):
-        if not 0 <= getattr(options, name) < 1 << 63:
-            raise InputError(f"--{name}: must not be negative, found {getattr(options, name)}")
-    if not 1 < options.length <= spec.decoder.max_positions:
-        raise InputError(f"--length: expected 2..{spec.decoder.max_positions}, found {options.length}")
+    # Told, not recorded: the receipt of a resumed run is that of an uninterrupted one.
+    resumed = {"resumed_at_step": run.resumed_at} if run.resumed_at else {}
+    return stage.receipt | {"up_to_date": False} | resumed | stage.notes
 
 
 def _text_hash(corpus: Corpus) -> str:
@@ -94,12 +83,14 @@ def _text_hash(corpus: Corpus) -> str:
 
 @dataclass
 class _Run:
-    """One training run: `state` is the file that lets it go on after an interruption."""
+    """One training run: `state` is the file that lets it go on after an interruption, `resumed_at` the step it did."""
 
     model: UltraMemModel
+    source: Checkpoint
     options: HealOptions
     state: Path
     progress: Progress | None
+    resumed_at: int | None = None
 
     def train(self, corpus: Corpus, tokenizer: Tokenizer) -> dict[str, Any]:
         """Train and measure; returns the numbers of the receipt."""
@@ -108,10 +99,12 @@ class _Run:
         held_out = torch.from_numpy(_held_out(tokenizer, corpus, self.model.spec))
         before = perplexity(self.model, held_out)
         losses = self._steps(windows)
+        after = perplexity(self.model, held_out)
+        check_trained(self.model, self.source, held_out[0], after)
         return {
             "tokens": options.steps * options.batch * options.length,
             "perplexity_before": before,
-            "perplexity_after": perplexity(self.model, held_out),
+            "perplexity_after": after,
             "losses": losses,
         }
 
@@ -119,6 +112,7 @@ class _Run:
         total = self.options.steps
         optimizer = make_optimizer(self.model, self.options)
         losses = load_state(self.state, self.model, optimizer)
+        self.resumed_at = len(losses) + 1 if losses else None
         for step, loss in train_steps(self.model, optimizer, windows, self.options, len(losses)):
             losses.append(round(loss, 4))
             if (step + 1) % SAVE_EVERY == 0 and step + 1 < total:

@@ -11,11 +11,11 @@ import torch
 from torch.nn import functional as F
 
 from ultramem_deploy.checkpoint import Checkpoint
-from ultramem_deploy.errors import CheckFailed
 from ultramem_deploy.layout import tensor_layout
 from ultramem_deploy.model import UltraMemModel
 from ultramem_deploy.spec import ModelSpec
 
+from .checks import diverged
 from .options import TRAINABLE, HealOptions
 
 
@@ -57,7 +57,7 @@ def train_steps(
 ) -> Iterator[tuple[int, float]]:
     """Run steps [first, options.steps), yielding (step, loss in nats a token); windows are int64 [N, length].
 
-    Raises CheckFailed where the loss is no longer finite.
+    Raises CheckFailed where the loss or a core is no longer finite.
     """
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(options.seed))
     for step in range(first, options.steps):
@@ -67,7 +67,7 @@ def train_steps(
         picked = order[torch.arange(step * options.batch, (step + 1) * options.batch) % len(order)]
         loss = next_token_loss(model, windows[picked])
         if not torch.isfinite(loss):
-            raise CheckFailed(f"heal: the loss of step {step + 1} is {loss.item()}: lower --lr and --value-lr")
+            raise diverged(f"the loss of step {step + 1} is {loss.item()}")
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -92,7 +92,10 @@ def update_rank_one(model: UltraMemModel) -> None:
     for layer in model.memory_layers:
         if layer.spec.scoring != "tucker":
             continue
-        left, _, right = torch.linalg.svd(layer.core.sum(0))
+        core = layer.core.sum(0)
+        if not core.isfinite().all():  # the decomposition would fail
+            raise diverged("a core is not finite")
+        left, _, right = torch.linalg.svd(core)
         u, v = left[..., 0], right[..., 0, :]
         kept = (u * layer.u).sum(-1, keepdim=True) + (v * layer.v).sum(-1, keepdim=True)
         sign = torch.where(kept < 0, -1.0, 1.0)

@@ -14,6 +14,7 @@ from ultramem_deploy.checkpoint import Stage, TensorInfo, TensorTask, source_rec
 from ultramem_deploy.checkpoint.budget import chunks_in_flight
 from ultramem_deploy.checkpoint.cast import cast, cast_scratch
 from ultramem_deploy.checkpoint.header import shown
+from ultramem_deploy.checkpoint.occupied import check_outside
 from ultramem_deploy.checkpoint.writer import chunk_elements
 from ultramem_deploy.defaults import DEFAULT_BUDGET
 from ultramem_deploy.errors import InputError
@@ -42,12 +43,14 @@ def import_checkpoint(
     """Convert the model at `src` (directory or .gguf file) to a canonical checkpoint directory `out`.
 
     `dtype` "keep" leaves every tensor as it is stored (GGUF: float32); else floats are rounded once. `copy` copies
-    shards that would be hard-linked. Returns family, tensors, memory_layers, bytes, linked (shards), dtype, warnings
-    and up_to_date. Raises InputError, ConfigError among them, before anything is written where the source does not fit.
+    shards that would be hard-linked. Returns family, tensors, memory_layers, bytes, linked and copied (whole shards),
+    dtype, warnings and up_to_date. Raises InputError, ConfigError among them, before anything is written where the
+    source does not fit.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
     source = open_source(Path(src))
+    check_outside(Path(out), source.path)
     plan = choose_importer(source, family).plan(source)
     targets = {name: target_dtype(name, tensor, dtype) for name, tensor in plan.tensors.items()}
     warnings = plan.warnings + _dtype_warnings(set(targets.values()))
@@ -55,7 +58,6 @@ def import_checkpoint(
     summary = {
         "tensors": len(plan.tensors),
         "memory_layers": len(plan.spec.memory),
-        "linked": len(linkable),
         "dtype": dtype,
         "warnings": warnings,
     }
@@ -75,9 +77,16 @@ def import_checkpoint(
     ) as stage:
         if not stage.up_to_date:
             _write(stage, plan, targets, linkable)
-            stage.receipt = dict(summary)
+            stage.receipt = summary | _taken_over(stage)
     nbytes = sum(TensorTask(n, targets[n], t.shape, t.rows).nbytes for n, t in plan.tensors.items())
-    return {"family": plan.family, "bytes": nbytes, "up_to_date": stage.up_to_date} | summary
+    told = {"family": plan.family, "bytes": nbytes, "up_to_date": stage.up_to_date}
+    return told | {"linked": 0, "copied": 0} | stage.receipt | summary | stage.notes
+
+
+def _taken_over(stage: Stage) -> dict[str, int]:
+    """How many whole weight files were linked, and how many had to be copied, or were asked to be."""
+    how = [how for name, how in stage.linked.items() if name.endswith(".safetensors")]
+    return {"linked": len(how) - how.count("copy"), "copied": how.count("copy")}
 
 
 def target_dtype(name: str, tensor: SourceTensor, dtype: str) -> str:
@@ -113,7 +122,7 @@ def _write(stage: Stage, plan: ImportPlan, targets: dict[str, str], linkable: di
     for name, tensor in plan.tensors.items():
         if tensor.stored is None or tensor.stored.file not in linkable:
             groups[_group(name)].append(_task(name, tensor, targets[name]))
-    stage.require_room(groups, "choose a narrower --dtype")
+    stage.require_room(groups, "choose a narrower --dtype", linkable)
     stage.write_json("config.json", plan.spec.to_config())
     for file, infos in sorted(linkable.items()):
         stage.link_shard(file, infos)

@@ -11,6 +11,7 @@ import onnx
 
 from ...checkpoint import Checkpoint, Stage, TensorInfo, TensorTask, read_header, read_provenance, source_record
 from ...checkpoint.budget import chunks_in_flight
+from ...checkpoint.companions import companion_files
 from ...checkpoint.files import require_space, write_atomic
 from ...checkpoint.writer import write_shard
 from ...defaults import DEFAULT_BUDGET
@@ -19,18 +20,6 @@ from ...model.loading import check_tensors
 from ...spec import ModelSpec
 from .model import TARGETS, build_model
 from .weights import EXPORT_FILE, derived_tensors
-
-COMPANIONS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 
 
 def export_onnx(
@@ -69,7 +58,7 @@ def export_onnx(
             write_atomic(stage.workdir / "model.onnx", serialized(model))
             _write_description(stage, spec, src)
             stage.receipt |= _receipt(model, target, stage)
-    return dict(stage.receipt)
+    return stage.receipt | stage.notes
 
 
 def serialized(model: Any) -> bytes:
@@ -113,9 +102,8 @@ def _write_derived(stage: Stage, derived: list[TensorTask], in_flight: int) -> d
 
 def _write_description(stage: Stage, spec: ModelSpec, src: Path) -> None:
     stage.write_json("config.json", spec.to_config())
-    for name in COMPANIONS:
-        if (src / name).is_file():
-            stage.link_file(src / name)
+    for file in companion_files(src):
+        stage.link_file(file)
 
 
 def _receipt(model: onnx.ModelProto, target: str, stage: Stage) -> dict[str, Any]:

@@ -96,9 +96,6 @@ class Graph:
         """The stored dtype of a checkpoint tensor."""
         return self._tensors[name].dtype
 
-    def has(self, name: str) -> bool:
-        return name in self._tensors
-
     def add_input(self, name: str, dtype: int, shape: Sequence[int | str]) -> str:
         self.inputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
         self._names.add(name)

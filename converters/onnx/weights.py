@@ -16,6 +16,7 @@ from ...planning_work import ROPE_POSITIONS
 from ...spec import DecoderSpec, ModelSpec, NormSpec
 
 EXPORT_FILE = "model-export.safetensors"
+INLINE_INTEGERS = 64  # ONNX Runtime folds small integer constants while it loads, and cannot from a file of ours
 
 ONNX_TYPES: Mapping[str, int] = {
     "float32": TensorProto.FLOAT,
@@ -29,16 +30,28 @@ ONNX_TYPES: Mapping[str, int] = {
 
 
 def external_tensor(info: TensorInfo, name: str, shape: Sequence[int]) -> TensorProto:
-    """An initializer `name` whose data are the bytes of `info`, seen as `shape`; raises InputError for other dtypes."""
+    """An initializer `name` whose data are the bytes of `info`, seen as `shape`; raises InputError for other dtypes.
+
+    A few integers go inline.
+    """
     if info.dtype not in ONNX_TYPES:
         raise InputError(f"tensor {info.name}: dtype {info.dtype} cannot be exported; expected {', '.join(ONNX_TYPES)}")
     if math.prod(shape) != math.prod(info.shape):
         raise ValueError(f"{info.name}: {list(info.shape)} cannot be seen as {list(shape)}")
     tensor = TensorProto(name=name, data_type=ONNX_TYPES[info.dtype], dims=shape)
+    if info.dtype in ("int64", "int32") and math.prod(shape) <= INLINE_INTEGERS:
+        tensor.raw_data = _bytes_of(info)
+        return tensor
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in (("location", info.file.name), ("offset", info.offset), ("length", info.nbytes)):
         tensor.external_data.add(key=key, value=str(value))
     return tensor
+
+
+def _bytes_of(info: TensorInfo) -> bytes:
+    with open(info.file, "rb") as stream:
+        stream.seek(info.offset)
+        return stream.read(info.nbytes)
 
 
 def derived_tensors(spec: ModelSpec, checkpoint: Checkpoint, target: str) -> list[TensorTask]:

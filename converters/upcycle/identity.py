@@ -7,6 +7,7 @@ initialisation of a parallel branch is standard). Everything else is initialised
 from __future__ import annotations
 
 import math
+import threading
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -117,11 +118,11 @@ def memory_tasks(spec: ModelSpec, dtype: str, seed: int) -> list[TensorTask]:
         for name, tensor in memory_layout(layer, spec).items():
             full = f"memory.{index}.{name}"
             if name == "shuffle":
-                tasks.append(TensorTask.of(full, _generator(seed, full).permutation(layer.virtual_slots)))
+                tasks.append(_permutation_task(full, layer.virtual_slots, seed))
             elif name in fixed:
                 tasks.append(_cast_task(full, fixed[name], dtype))
             elif name == "output.weight":
-                tasks.append(_cast_task(full, np.zeros(tensor.shape, np.float32), dtype))
+                tasks.append(_zero_task(full, tensor.shape, dtype))
             elif name.endswith("norm.weight"):
                 scale = np.float32(layer.key_width**-0.33)
                 tasks.append(_cast_task(full, np.full(tensor.shape, scale), dtype))
@@ -161,6 +162,40 @@ def _random_rows(
         return (values * np.float32(std)).reshape(stop - start, *shape[1:]).astype(numpy_dtype(dtype))
 
     return rows
+
+
+def permutation_bytes(spec: ModelSpec) -> int:
+    """Bytes of the largest shuffle: a permutation is drawn whole, one layer's at a time."""
+    return max((8 * layer.virtual_slots for layer in spec.memory), default=0)
+
+
+class _Permutation:
+    """A random permutation of [0, count), drawn when its first rows are asked for and freed with its last."""
+
+    def __init__(self, name: str, count: int, seed: int) -> None:
+        self._name, self._count, self._seed = name, count, seed
+        self._lock = threading.Lock()
+        self._held: np.ndarray | None = None
+        self._left = 0
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        with self._lock:
+            if self._held is None:
+                self._held, self._left = _generator(self._seed, self._name).permutation(self._count), self._count
+            # A copy: a view would keep the whole permutation until it is written.
+            part = self._held[start:stop].copy()
+            self._left -= stop - start
+            if self._left <= 0:
+                self._held = None
+            return part
+
+
+def _permutation_task(name: str, count: int, seed: int) -> TensorTask:
+    return TensorTask(name, "int64", (count,), _Permutation(name, count, seed).rows)
+
+
+def _zero_task(name: str, shape: tuple[int, ...], dtype: str) -> TensorTask:
+    return TensorTask(name, dtype, shape, lambda start, stop: np.zeros((stop - start, *shape[1:]), numpy_dtype(dtype)))
 
 
 def _cast_task(name: str, array: np.ndarray, dtype: str) -> TensorTask:

@@ -10,13 +10,15 @@ from typing import Any
 from ultramem_deploy.checkpoint import Checkpoint, Stage, source_record
 from ultramem_deploy.checkpoint.budget import chunks_in_flight
 from ultramem_deploy.checkpoint.carry import carry
+from ultramem_deploy.checkpoint.companions import companion_files
 from ultramem_deploy.defaults import DEFAULT_BUDGET
 from ultramem_deploy.errors import InputError
+from ultramem_deploy.machine import available_memory
 from ultramem_deploy.planning import parameter_counts
-from ultramem_deploy.runtime.tokenizer import companion_files
 from ultramem_deploy.spec import ModelSpec
+from ultramem_deploy.units import size
 
-from .identity import IdentityOptions, memory_tasks, table_tasks, upcycled_spec
+from .identity import IdentityOptions, memory_tasks, permutation_bytes, table_tasks, upcycled_spec
 
 METHODS = ("identity",)
 
@@ -62,7 +64,9 @@ def upcycle_checkpoint(
         progress=progress,
     ) as stage:
         if not stage.up_to_date:
-            stage.require_room(groups, "choose a smaller --knum")
+            advice = "choose a smaller --knum (a table has knum*knum rows) or --value-width"
+            stage.require_room(groups, advice, source.files)
+            _require_memory(permutation_bytes(spec))
             carry(stage, source, source.tensors)
             for group, tasks in groups.items():
                 stage.write_tensors(group, tasks)
@@ -71,7 +75,16 @@ def upcycle_checkpoint(
                 stage.link_file(file)
             # Zero times a finite number is zero: the memory adds nothing until its output projection is trained.
             stage.receipt = _receipt(spec, method)
-    return _receipt(spec, method) | {"up_to_date": stage.up_to_date}
+    return _receipt(spec, method) | {"up_to_date": stage.up_to_date} | stage.notes
+
+
+def _require_memory(needed: int) -> None:
+    free = available_memory()
+    if needed > free:
+        raise InputError(
+            f"upcycle: a layer's shuffle takes {size(needed)} while it is drawn, {size(free)} of memory are available:"
+            f" {size(needed - free)} short; choose a smaller --knum or --blocks (it has blocks*knum*knum entries)"
+        )
 
 
 def _receipt(spec: ModelSpec, method: str) -> dict[str, Any]:

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
+from tests.checkpoint.conftest import Spawn
 from ultramem_deploy.checkpoint import files
 from ultramem_deploy.errors import InputError
 
@@ -41,6 +43,34 @@ def test_across_filesystems(tmp_path: Path) -> None:
     finally:
         other.unlink(missing_ok=True)
     assert (tmp_path / "out").read_text() == "x"
+
+
+COPY = """
+import resource, sys
+from pathlib import Path
+from ultramem_deploy.checkpoint import files
+from ultramem_deploy.errors import InputError
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+try:
+    files.link_or_copy(Path(sys.argv[1]), Path(sys.argv[2]), copy=True)
+except InputError as error:
+    print(error)
+"""
+
+
+def test_a_copy_that_a_limit_cuts_short_is_an_error(tmp_path: Path, spawn: Spawn) -> None:
+    (tmp_path / "model.safetensors").write_bytes(bytes(1 << 20))
+    said, trouble = spawn(COPY, tmp_path / "model.safetensors", tmp_path / "out").communicate(timeout=60)
+    assert "out: cannot be written: File too large (1048576 bytes needed" in said, said + trouble
+    assert os.listdir(tmp_path) == ["model.safetensors"]
+
+
+def test_a_copy_of_another_size_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "real").write_bytes(bytes(1000))
+    monkeypatch.setattr(shutil, "copyfileobj", lambda reader, writer, _: writer.write(reader.read(10)))
+    with pytest.raises(InputError, match="out: cannot be written: 10 of 1000 bytes arrived"):
+        files.link_or_copy(tmp_path / "real", tmp_path / "out", copy=True)
+    assert os.listdir(tmp_path) == ["real"]
 
 
 def test_a_missing_source_is_named(tmp_path: Path) -> None:

@@ -83,16 +83,6 @@ def test_unknown_tensor_names_the_closest(source: Path) -> None:
         Checkpoint.open(source).array("tabel")
 
 
-def test_advice_never_fails(source: Path) -> None:
-    checkpoint = Checkpoint.open(source)
-    for name in checkpoint.tensors:
-        for how in ("random", "sequential", "dontneed"):
-            checkpoint.advise(name, how)
-    np.testing.assert_array_equal(checkpoint.array("ids"), np.arange(7))
-    with pytest.raises(ValueError, match="expected one of"):
-        checkpoint.advise("ids", "soon")
-
-
 def sharded(directory: Path) -> Path:
     save_file({"a": np.ones(3, np.float32), "extra": np.ones(1, np.float32)}, directory / "m-1.safetensors")
     save_file({"b": np.zeros(2, np.float32)}, directory / "m-2.safetensors")

@@ -157,6 +157,37 @@ def test_damaged_output_is_not_up_to_date(source: Path, tmp_path: Path) -> None:
     assert len(Checkpoint.open(tmp_path / "out").tensors) == 2
 
 
+def test_an_edit_that_keeps_the_length_is_not_up_to_date(source: Path, tmp_path: Path) -> None:
+    build(tmp_path / "out", source)
+    config = tmp_path / "out" / "config.json"
+    config.write_text(config.read_text().replace("8", "9"))
+    with pytest.raises(InputError, match=r"config\.json is missing or changed since; use --overwrite"):
+        build(tmp_path / "out", source)
+    assert not build(tmp_path / "out", source, overwrite=True).up_to_date
+    assert "8" in config.read_text()
+
+
+def test_a_run_that_fails_before_any_work_leaves_nothing(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), Stage(tmp_path / "out", "cast", source_record(source), {}):
+        raise ZeroDivisionError
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_notes_tell_of_an_interrupted_run(source: Path, tmp_path: Path) -> None:
+    def interrupted(options: dict[str, Any]) -> None:
+        with pytest.raises(ZeroDivisionError), Stage(tmp_path / "out", "cast", source_record(source), options) as stage:
+            stage.write_tensors("w", [TensorTask.copy(Checkpoint.open(source), n, dtype="bfloat16") for n in names])
+            raise ZeroDivisionError
+
+    names = ("table", "proj")
+    interrupted({"dtype": "bfloat16"})
+    assert build(tmp_path / "out", source).notes == {"resumed": ["model-w.safetensors"]}
+    assert build(tmp_path / "out", source).notes == {}
+    shutil.rmtree(tmp_path / "out")
+    interrupted({"dtype": "other"})
+    assert build(tmp_path / "out", source).notes == {"restarted": "the options (dtype) changed"}
+
+
 def test_interrupt_leaves_the_work_and_nothing_under_the_final_name(source: Path, tmp_path: Path) -> None:
     checkpoint, out = Checkpoint.open(source), tmp_path / "out"
     build(tmp_path / "whole", source, max_shard_bytes=1000)
@@ -312,6 +343,18 @@ def test_a_disk_too_small_is_refused_before_writing(
         build(tmp_path / "out", source)
     monkeypatch.undo()
     build(tmp_path / "out", source)
+
+
+def test_files_that_will_be_copied_need_room_too(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard = source / "model.safetensors"
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1000, 500, 500))
+    with Stage(tmp_path / "linked", "x", source_record(source), {}) as stage:
+        stage.require_room({}, "", [shard])
+    with (
+        pytest.raises(InputError, match=rf"need {shard.stat().st_size} bytes, 500 are free"),
+        Stage(tmp_path / "copied", "x", source_record(source), {}, copy=True) as stage,
+    ):
+        stage.require_room({}, "", [shard])
 
 
 def test_a_disk_that_fills_up_keeps_the_finished_shards(

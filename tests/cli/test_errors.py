@@ -85,6 +85,14 @@ def test_the_machines_limits_are_one_line(
     assert_one_line(um("convert", source, "out"), "/somewhere/file: it cannot")
 
 
+@pytest.mark.parametrize("error", [MemoryError(), MemoryError("Unable to allocate 75 GiB")])
+def test_too_little_memory_is_one_line(
+    um: Invoke, source: Path, monkeypatch: pytest.MonkeyPatch, error: MemoryError
+) -> None:
+    monkeypatch.setattr(pipeline, "convert", _raising(error))
+    assert_one_line(um("convert", source, "out"), "out of memory")
+
+
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), FileNotFoundError(errno.ENOENT, "none"), KeyError("x")])
 def test_a_bug_keeps_its_traceback(um: Invoke, source: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(pipeline, "convert", _raising(error))

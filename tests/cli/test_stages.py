@@ -10,6 +10,8 @@ import pytest
 
 from tests.cli.conftest import SIZES, TRAINING, Chain, Invoke
 from ultramem_deploy.checkpoint import Checkpoint
+from ultramem_deploy.converters.heal import stage as heal_stage
+from ultramem_deploy.converters.upcycle import stage
 from ultramem_deploy.spec import ModelSpec
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -46,6 +48,42 @@ def test_a_second_run_says_what_is_there_and_what_comes_next(
     assert result.exit_code == 0
     assert said in result.stdout
     assert "\nnext: ultramem-deploy " in result.stdout
+
+
+def test_copies_are_not_called_links(um: Invoke, chain: Chain, tmp_path: Path) -> None:
+    assert "1 source file linked" in um("convert", chain.paths["source"], tmp_path / "linked").stdout
+    assert "1 source file copied" in um("convert", chain.paths["source"], tmp_path / "copied", "--copy").stdout
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_work_that_is_thrown_away_is_told(
+    um: Invoke, chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    command = ["upcycle", chain.paths["convert"], tmp_path / "out", *SIZES, *["--json"] * as_json]
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "_receipt", interrupted)
+        assert um(*command).exit_code == 130
+    result = um(*command, "--seed", 1)
+    assert result.exit_code == 0
+    assert "thrown away: the options (seed) changed" in result.stderr
+
+
+def test_a_resumed_training_says_so(
+    um: Invoke, chain: Chain, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    command = ["heal", chain.paths["upcycle"], tmp_path / "out", "--text", text, *TRAINING]
+    with monkeypatch.context() as patch:
+        patch.setattr(heal_stage, "SAVE_EVERY", 1)
+        patch.setattr(heal_stage, "_write", interrupted)
+        assert um(*command).exit_code == 130
+    assert "resumed at step 3" in um(*command).stdout
+    assert "resumed at step" not in um(*command).stdout
 
 
 def test_the_next_command_runs_as_printed(um: Invoke, chain: Chain, tmp_path: Path) -> None:

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests import builders as b
 from tests.conftest import Written
 from ultramem_deploy.checkpoint import Checkpoint, numpy_dtype
-from ultramem_deploy.converters.heal import stage
+from ultramem_deploy.converters.heal import stage, train
 from ultramem_deploy.errors import CheckFailed, InputError
+from ultramem_deploy.model import load
 from ultramem_deploy.pipeline import fold, heal, upcycle, verify
 from ultramem_deploy.spec import ModelSpec
 
@@ -24,6 +26,15 @@ SIZES: dict[str, Any] = {"knum": 8, "key_width": 8, "value_width": 16, "top_m": 
 def arrays(directory: Path) -> dict[str, np.ndarray]:
     checkpoint = Checkpoint.open(directory)
     return {name: np.array(checkpoint.array(name)) for name in checkpoint.tensors}
+
+
+def with_projections(source: Path, out: Path) -> Path:
+    """The model with output projections that let gradients through to the keys."""
+    changes = arrays(source)
+    rng = np.random.default_rng(0)
+    for name in ("memory.0.output.weight", "memory.1.output.weight"):
+        changes[name] = rng.standard_normal(changes[name].shape).astype(np.float32)
+    return b.write_checkpoint(out, ModelSpec.load(source), changes=changes, tokenizer=True)
 
 
 @pytest.fixture
@@ -79,12 +90,14 @@ def test_factors_stay_the_rank_one_pair_of_the_core(source: Path, text: Path, tm
     assert (after["memory.0.u"].sum(1) < 0).all() and (after["memory.1.u"].sum(1) > 0).all()
 
 
-@pytest.mark.parametrize("train", ["memory", "keys"])
+@pytest.mark.parametrize("what", ["memory", "keys"])
 def test_an_interruption_changes_nothing(
-    source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: str
+    source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     monkeypatch.setattr(stage, "SAVE_EVERY", 3)
-    options = OPTIONS | {"train": train}
+    if what == "keys":
+        source = with_projections(source, tmp_path / "start")
+    options = OPTIONS | {"train": what}
     trained: list[int] = []
 
     def stop(done: int, total: int, what: str) -> None:
@@ -100,7 +113,8 @@ def test_an_interruption_changes_nothing(
     resumed = heal(source, out, text=text, progress=lambda done, of, what: trained.append(done), **options)
     assert trained == list(range(7, 13)), "steps 1 to 6 were saved"
     whole = heal(source, tmp_path / "whole", text=text, **options)
-    assert resumed == whole
+    assert resumed == whole | {"resumed_at_step": 7}
+    assert heal(source, out, text=text, **options) == whole | {"up_to_date": True}, "the receipt does not tell"
     left, right = arrays(out), arrays(tmp_path / "whole")
     assert all(np.array_equal(left[name], right[name]) for name in right)
 
@@ -115,9 +129,9 @@ def test_other_options_start_anew(source: Path, text: Path, tmp_path: Path, monk
     with pytest.raises(KeyboardInterrupt):
         heal(source, tmp_path / "out", text=text, progress=stop, **OPTIONS)
     steps: list[int] = []
-    heal(source, tmp_path / "out", text=text, progress=lambda done, of, what: steps.append(done),
-         **(OPTIONS | {"lr": 1e-4}))  # fmt: skip
-    assert steps[0] == 1
+    result = heal(source, tmp_path / "out", text=text, progress=lambda done, of, what: steps.append(done),
+                  **(OPTIONS | {"lr": 1e-4}))  # fmt: skip
+    assert steps[0] == 1 and result["restarted"] == "the options (lr) changed"
 
 
 def test_another_text_of_the_same_name_is_another_run(source: Path, text: Path, tmp_path: Path) -> None:
@@ -131,11 +145,8 @@ def test_another_text_of_the_same_name_is_another_run(source: Path, text: Path, 
 
 
 def test_keys_alone(source: Path, text: Path, tmp_path: Path) -> None:
-    changes = arrays(source)
-    rng = np.random.default_rng(0)
-    for name in ("memory.0.output.weight", "memory.1.output.weight"):
-        changes[name] = rng.standard_normal(changes[name].shape).astype(np.float32)
-    start = b.write_checkpoint(tmp_path / "start", ModelSpec.load(source), changes=changes, tokenizer=True)
+    start = with_projections(source, tmp_path / "start")
+    changes = arrays(start)
     heal(start, tmp_path / "out", text=text, train="keys", **OPTIONS)
     after = arrays(tmp_path / "out")
     moved = {name.split(".", 2)[2] for name in after if not np.array_equal(changes[name], after[name])}
@@ -197,3 +208,38 @@ def test_divergence_is_an_error(written: Written, text: Path, tmp_path: Path) ->
     with pytest.raises(CheckFailed, match="the loss of step 1 is nan: lower --lr"):
         heal(path, tmp_path / "out", text=text, **OPTIONS)
     assert not (tmp_path / "out").exists()
+
+
+def test_keys_behind_projections_that_are_zero_are_refused(source: Path, text: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--train keys: memory\.0\.output\.weight.*heal with --train memory first"):
+        heal(source, tmp_path / "out", text=text, train="keys", **OPTIONS)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_divergence_in_the_last_step_is_an_error(written: Written, text: Path, tmp_path: Path) -> None:
+    half = written(b.V1, "half", tokenizer=True, dtype="float16")
+    options = OPTIONS | {"steps": 1, "warmup": 0, "value_lr": 1e6}
+    with pytest.raises(
+        CheckFailed, match=r"tables\.t\.values is not finite as float16 after the last step: lower --lr"
+    ):
+        heal(half, tmp_path / "out", text=text, **options)
+    wild = OPTIONS | {"steps": 1, "warmup": 0, "value_lr": 1e25, "lr": 1e25}
+    with pytest.raises(CheckFailed, match=r"not finite.*: lower --lr"):
+        heal(written(b.V1, "v1", tokenizer=True), tmp_path / "out", text=text, **wild)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_core_that_is_not_finite_is_divergence(source: Path) -> None:
+    model = load(source)
+    core = model.memory_layers[0].core
+    core.data = torch.full_like(core, torch.nan)
+    with pytest.raises(CheckFailed, match="a core is not finite: lower --lr"):
+        train.update_rank_one(model)
+
+
+def test_logits_that_are_all_zero_are_an_error(source: Path, text: Path, tmp_path: Path) -> None:
+    changes = arrays(source)
+    changes["lm_head.weight"] = np.zeros_like(changes["lm_head.weight"])
+    mute = b.write_checkpoint(tmp_path / "mute", ModelSpec.load(source), changes=changes, tokenizer=True)
+    with pytest.raises(CheckFailed, match="every logit is zero after the last step"):
+        heal(mute, tmp_path / "out", text=text, **(OPTIONS | {"steps": 1}))

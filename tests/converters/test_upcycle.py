@@ -12,9 +12,12 @@ import torch
 from tests import builders as b
 from tests.conftest import Written
 from ultramem_deploy.checkpoint import Checkpoint, read_provenance
+from ultramem_deploy.checkpoint.companions import COMPANIONS, companion_files
+from ultramem_deploy.converters.upcycle import identity, stage
 from ultramem_deploy.converters.upcycle.identity import (
     IdentityOptions,
     auto_paths,
+    memory_tasks,
     parse_paths,
     random_task,
     rank_one,
@@ -22,7 +25,7 @@ from ultramem_deploy.converters.upcycle.identity import (
 )
 from ultramem_deploy.errors import InputError, UltraMemError
 from ultramem_deploy.model import load
-from ultramem_deploy.pipeline import upcycle
+from ultramem_deploy.pipeline import export, upcycle
 from ultramem_deploy.planning import parameter_counts
 from ultramem_deploy.spec import ModelSpec
 
@@ -68,6 +71,17 @@ def test_what_is_written(written: Written, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (dense / "tokenizer.json").read_bytes()
     provenance = read_provenance(tmp_path / "out")
     assert provenance is not None and provenance["receipt"]["preserving"].startswith("exact")
+
+
+def test_the_companions_travel_with_every_stage(written: Written, tmp_path: Path) -> None:
+    dense = written(b.PLAIN, "dense", tokenizer=True)
+    for name in COMPANIONS:
+        if not (dense / name).exists():
+            (dense / name).write_text(f'"{name}"')
+    upcycle(dense, tmp_path / "upcycled", **SIZES)
+    export(tmp_path / "upcycled", tmp_path / "bundle")
+    for out in ("upcycled", "bundle"):
+        assert {file.name for file in companion_files(tmp_path / out)} == set(COMPANIONS)
 
 
 def test_dense_shards_are_linked_or_copied(written: Written, tmp_path: Path) -> None:
@@ -170,6 +184,45 @@ def test_sizes_that_cannot_work(option: str) -> None:
         options = IdentityOptions(**(SIZES | {option: 1000}))
     with pytest.raises(UltraMemError, match=message):
         upcycled_spec(b.PLAIN, options)
+
+
+def test_sizes_that_no_machine_holds_are_refused_before_anything_is_written(written: Written, tmp_path: Path) -> None:
+    dense = written(b.PLAIN, "dense")
+    with pytest.raises(InputError, match=r"need \d+ bytes, \d+ are free.*--knum .* or --value-width"):
+        upcycle(dense, tmp_path / "out", knum=100_000)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_shuffle_that_memory_cannot_hold_is_refused(
+    written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "available_memory", lambda: 1000)
+    with pytest.raises(InputError, match=r"2\.0 KiB while it is drawn, 1000 B .* --knum or --blocks"):
+        upcycle(written(b.PLAIN, "dense"), tmp_path / "out", **SIZES)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_shuffle_is_drawn_when_it_is_written_and_freed_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = upcycled_spec(b.PLAIN, IdentityOptions(**(SIZES | {"paths": "0:0/1:1"})))
+    drawn: list[str] = []
+    real = identity._generator
+
+    def counted(seed: int, name: str, block: int = 0) -> np.random.Generator:
+        drawn.append(name)
+        return real(seed, name, block)
+
+    monkeypatch.setattr(identity, "_generator", counted)
+    tasks = {task.name: task for task in memory_tasks(spec, "float32", 0)}
+    assert not [name for name in drawn if "shuffle" in name]
+    task = tasks["memory.1.shuffle"]
+    for _ in range(2):
+        parts = [task.rows(start, start + 64) for start in (64, 0, 192, 128)]
+        assert all(part.base is None for part in parts), "a view would keep the whole"
+        np.testing.assert_array_equal(
+            np.concatenate(parts)[[*range(64, 128), *range(64), *range(192, 256), *range(128, 192)]],
+            real(0, "memory.1.shuffle").permutation(256),
+        )
+    assert drawn.count("memory.1.shuffle") == 2, "freed with its last rows"
 
 
 def test_refusals(written: Written, tmp_path: Path) -> None:

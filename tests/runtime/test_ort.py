@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests import builders
 from ultramem_deploy.converters.onnx import export_onnx
 from ultramem_deploy.errors import InputError
+from ultramem_deploy.model import load
+from ultramem_deploy.pipeline import upcycle
 from ultramem_deploy.runtime import ort, ort_cache
 from ultramem_deploy.runtime.ort import OrtRunner
 from ultramem_deploy.spec import ModelSpec
@@ -160,3 +165,34 @@ def test_without_onnxruntime(bundles: dict[tuple[str, str], Path], monkeypatch: 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(InputError, match=r"pip install 'ultramem-deploy\[cpu\]'"):
         OrtRunner(bundles["v1", "ort"])
+
+
+@pytest.mark.parametrize("target", ["ort", "portable"])
+@pytest.mark.parametrize("kernels", [True, False])
+def test_one_slot(tmp_path: Path, target: str, kernels: bool) -> None:
+    """ONNX Runtime folds a tiny shuffle while it loads, so it must not lie in a file."""
+    dense = builders.write_checkpoint(tmp_path / "dense", builders.PLAIN)
+    upcycle(dense, tmp_path / "up", knum=1, top_m=1, blocks=1, key_width=8, value_width=6)
+    export_onnx(tmp_path / "up", tmp_path / "out", target=target)
+    close(
+        OrtRunner(tmp_path / "out", kernels=kernels).logits(IDS), load(tmp_path / "up")(torch.from_numpy(IDS)).numpy()
+    )
+
+
+def test_what_is_no_bundle_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="`ultramem-deploy export` makes one"):
+        OrtRunner(tmp_path)
+
+
+def test_a_wrong_instruction_set_is_named(bundles: dict[tuple[str, str], Path]) -> None:
+    script = (
+        "import sys; from pathlib import Path; from ultramem_deploy.runtime.ort import OrtRunner\n"
+        "from ultramem_deploy.errors import InputError\n"
+        "try: OrtRunner(Path(sys.argv[1]))\n"
+        "except InputError as error: print(error)"
+    )
+    root = Path(ort.__file__).parents[2]
+    environment = os.environ | {"ULTRAMEM_CPU": "sse9", "PYTHONPATH": str(root)}
+    command = [sys.executable, "-c", script, str(bundles["v1", "ort"])]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert said.startswith("ULTRAMEM_CPU must be plain, avx2 or avx512") and "uild" not in said

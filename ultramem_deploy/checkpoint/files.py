@@ -124,9 +124,14 @@ def _share(source: Path, target: Path) -> str:
 
 
 def _duplicate(source: Path, target: Path) -> None:
-    with open(source, "rb", buffering=0) as reader, open(target, "wb", buffering=0) as writer:
+    # Buffered: a raw stream may write a part of a block (at a file size limit, say) and report it in its result alone.
+    with open(source, "rb") as reader, open(target, "wb") as writer:
         shutil.copyfileobj(reader, writer, _BLOCK)
+        writer.flush()
         os.fsync(writer.fileno())
+        expected, found = os.fstat(reader.fileno()).st_size, os.fstat(writer.fileno()).st_size
+    if found != expected:
+        raise OSError(errno.EIO, f"{found} of {expected} bytes arrived")
 
 
 def remove_children(directory: Path, keep: Callable[[str], bool]) -> None:

@@ -7,17 +7,25 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ultramem_deploy.checkpoint.files import sha256_file
 from ultramem_deploy.checkpoint.partial import difference
-from ultramem_deploy.checkpoint.provenance import SourceRecord, fingerprint, read_provenance
+from ultramem_deploy.checkpoint.provenance import CHEAP, SourceRecord, fingerprint, read_provenance
 from ultramem_deploy.errors import InputError
 
 
 def check_sources(out: Path, sources: Iterable[SourceRecord]) -> None:
-    """InputError when a source lies in `out`: a stage never changes its input."""
-    where = out.resolve()
+    """InputError when a source lies in `out`, or `out` in a source's directory: a stage never changes its input."""
     for one in sources:
-        if one.path is not None and one.path.resolve().is_relative_to(where):
+        if one.path is not None and one.path.resolve().is_relative_to(out.resolve()):
             raise InputError(f"{out}: holds the source {one.name}, which must stay as it is; choose another output")
+        if one.path is not None:
+            check_outside(out, one.path)
+
+
+def check_outside(out: Path, source: Path) -> None:
+    """InputError when `source` is a directory and `out` lies below it."""
+    if source.is_dir() and source.resolve() in out.resolve().parents:
+        raise InputError(f"{out}: lies in the source {source.name}, which must stay as it is; choose another output")
 
 
 def is_made(out: Path, parts: dict[str, Any], overwrite: bool) -> bool:
@@ -47,7 +55,9 @@ def is_made(out: Path, parts: dict[str, Any], overwrite: bool) -> bool:
 def _damage(out: Path, files: Mapping[str, Mapping[str, Any]]) -> str:
     for name, entry in files.items():
         file = out / name
-        if not file.is_file() or file.stat().st_size != entry["size"]:
+        size = file.stat().st_size if file.is_file() else -1
+        # An edit may keep the length; what people edit is small enough to be hashed.
+        if size != entry["size"] or (size <= CHEAP and sha256_file(file) != entry["sha256"]):
             return f"its file {name} is missing or changed since"
     return ""
 

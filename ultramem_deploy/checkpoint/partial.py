@@ -61,7 +61,7 @@ class Partial:
         reason, same = None, state.get("fingerprint") == identity
         if same:
             self._load_records()
-        elif set(files_below(self.path)) - {LOCK_NAME}:
+        elif not self.is_bare():
             reason = difference(state.get("parts", {}), parts)
         remove_children(
             self.path,
@@ -70,6 +70,10 @@ class Partial:
         write_atomic(self.path / STATE_NAME, pretty_json({"fingerprint": identity, "parts": parts}))
         self._save()
         return False, reason
+
+    def is_bare(self) -> bool:
+        """Whether the directory holds no work at all."""
+        return not set(files_below(self.path)) - set(STATE_NAMES)
 
     def record(self, name: str, entry: dict[str, Any]) -> None:
         """Note durably that file `name` is finished."""

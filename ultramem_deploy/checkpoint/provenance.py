@@ -23,7 +23,7 @@ _TOOL = "ultramem-deploy"
 _FORMAT = 1
 _WEIGHTS = {".safetensors", ".pt", ".pth", ".bin", ".gguf", ".distcp"}
 _TEXTS = {".json", ".yaml", ".yml", ".txt", ".jinja", ".model"}
-_CHEAP = 1 << 20  # files this small are hashed anew rather than trusted: people edit configurations
+CHEAP = 1 << 20  # files this small are hashed anew rather than trusted: people edit configurations
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def _recorded_files(directory: Path, recorded: dict[str, Any]) -> dict[str, dict
     for name, entry in recorded["files"].items():
         file = inside(directory, name)
         state = file.stat()
-        if state.st_size <= _CHEAP:
+        if state.st_size <= CHEAP:
             files[name] = {"size": state.st_size, "sha256": sha256_file(file)}
             continue
         same = state.st_size == entry["size"]

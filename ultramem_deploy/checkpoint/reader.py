@@ -22,8 +22,6 @@ from ultramem_deploy.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-_ADVICE = {"random": "MADV_RANDOM", "sequential": "MADV_SEQUENTIAL", "dontneed": "MADV_DONTNEED"}
-
 
 class Checkpoint:
     """The tensors of a checkpoint, by name. Make one with `Checkpoint.open`; safe to share between threads."""
@@ -135,20 +133,6 @@ class Checkpoint:
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
             flat = torch.frombuffer(source, dtype=dtype, count=info.nbytes // itemsize(info.dtype), offset=offset)
         return flat.reshape(info.shape)
-
-    def advise(self, name: str, how: str) -> None:
-        """Tell the kernel how the tensor will be read: "random", "sequential" or "dontneed". Best effort."""
-        info = self.info(name)
-        if how not in _ADVICE:
-            raise ValueError(f"advice {how!r}: expected one of {', '.join(_ADVICE)}")
-        option = getattr(mmap, _ADVICE[how], None)
-        if option is None or info.nbytes == 0:
-            return
-        start = info.offset - info.offset % mmap.PAGESIZE
-        try:
-            self._map(info.file).madvise(option, start, info.offset + info.nbytes - start)
-        except (OSError, ValueError):
-            return
 
     def _map(self, file: Path) -> mmap.mmap:
         with self._lock:

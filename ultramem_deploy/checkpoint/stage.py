@@ -131,16 +131,24 @@ class Stage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Publish after a clean body; otherwise leave the working directory for the next run to resume."""
+        """Publish after a clean body; otherwise leave what there is of work for the next run to resume."""
         if self.up_to_date:
             return
         try:
             if kind is None:
                 self._finish()
+            elif self._partial.is_bare():
+                self._partial.discard()
         except OSError as failure:
             raise InputError(f"{self.out}: cannot be finished: {failure.strerror or failure}; then run again") from None
         finally:
             self._partial.release()
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What became of an interrupted run's work, for a stage's result: `resumed`, `restarted`; only what is set."""
+        found = {"resumed": self.resumed, "restarted": self.restarted}
+        return {key: value for key, value in found.items() if value}
 
     def resume_file(self, name: str) -> Path:
         """Where a stage may keep state of its own: the next run finds it, the finished output does not hold it."""
@@ -170,13 +178,16 @@ class Stage:
             self._add(shard.file, self._partial.records[shard.file])
             self._map({task.name: task.nbytes for task in shard.tasks}, shard.file)
 
-    def require_room(self, groups: Mapping[str, Sequence[TensorTask]], advice: str = "") -> None:
+    def require_room(
+        self, groups: Mapping[str, Sequence[TensorTask]], advice: str = "", carried: Iterable[Path] = ()
+    ) -> None:
         """InputError before any work where the disk cannot hold all that `write_tensors` will be given, or a chunk
-        does not fit the memory budget. `advice` names the option that would need less.
+        does not fit the memory budget. `advice` names the option that would need less; `carried` are the files that
+        will be linked, which take room where they must be copied.
 
-        Shards that an interrupted run finished count as held.
+        Files that an interrupted run finished count as held.
         """
-        needed = 0
+        needed = sum(file.stat().st_size for file in carried if self._will_copy(file))
         for group, tasks in groups.items():
             chunks_in_flight(tasks, self.jobs, self.memory_budget, self.held_bytes)
             needed += sum(shard.nbytes for shard in self._plan(group, tasks) if not self._finished(shard))
@@ -232,6 +243,10 @@ class Stage:
             attempt += 1
             shards = plan_shards(tasks, f"{group}-{attempt}", self.max_shard_bytes)
         return shards
+
+    def _will_copy(self, file: Path) -> bool:
+        apart = file.stat().st_dev != self.workdir.stat().st_dev
+        return (self.copy or apart) and file.name not in self._partial.records
 
     def _finished(self, shard: Shard) -> bool:
         record = self._partial.records.get(shard.file, {})

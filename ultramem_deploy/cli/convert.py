@@ -47,7 +47,8 @@ def command(
 
 
 def _summary(result: dict[str, Any]) -> list[str]:
-    how = f"{counted(result['linked'], 'source file')} linked" if result.get("linked") else "written anew"
+    taken = [f"{counted(result[how], 'source file')} {how}" for how in ("linked", "copied") if result.get(how)]
+    how = " and ".join(taken) or "written anew"
     return [f"{result['family']}, {result['tensors']} tensors, {size(result['bytes'])}, {how}"]
 
 

@@ -42,6 +42,9 @@ def message_and_code(error: Exception) -> tuple[str, int] | None:
         return f"error: {error.format_message()}", error.exit_code
     if isinstance(error, click.Abort):
         return INTERRUPTED, SIGINT_CODE
+    if isinstance(error, MemoryError):
+        said = f" ({error})" if str(error) else ""
+        return f"error: out of memory{said}; choose smaller sizes, or a machine with more memory", USAGE_CODE
     if isinstance(error, OSError) and error.errno in _MACHINE:
         where = f"{error.filename}: " if error.filename else ""
         return f"error: {where}{error.strerror or error}", USAGE_CODE

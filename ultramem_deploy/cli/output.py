@@ -33,6 +33,8 @@ def run_stage(
     """
     with progress_bar(name, common.quiet) as progress:
         result = work(progress)
+    if result.get("restarted"):
+        click.echo(f"started over, the work of an interrupted run was thrown away: {result['restarted']}", err=True)
     if common.as_json:
         print_json({"stage": name, "output": str(common.out), **result})
         return

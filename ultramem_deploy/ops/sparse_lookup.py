@@ -64,12 +64,13 @@ CHUNK_BYTES = 64 << 20
 
 
 def reference(table: torch.Tensor, addresses: torch.Tensor, scores: torch.Tensor, blocks: int = 1) -> torch.Tensor:
-    """Sums [T, blocks*D] in the dtype of `scores`; never holds more than about 64 MiB of gathered rows.
+    """Sums [T, blocks*D] in the dtype of `scores`; holds about 64 MiB of rows at a time.
 
     Raises IndexError where an address is outside [0, blocks*N).
     """
     _check_addresses(addresses, blocks * table.shape[0])
-    step = max(1, CHUNK_BYTES // max(1, addresses.shape[1] * table.shape[1] * 4))
+    # Gathered rows and the same rows weighted, in float32.
+    step = max(1, CHUNK_BYTES // max(1, 2 * 4 * addresses.shape[1] * table.shape[1]))
     parts = [_sum(table, addresses[t : t + step], scores[t : t + step], blocks) for t in range(0, len(addresses), step)]
     return torch.cat(parts) if parts else scores.new_empty((0, blocks * table.shape[1]))
 

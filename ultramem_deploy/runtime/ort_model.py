@@ -49,7 +49,7 @@ def read_model(bundle: Path) -> onnx.ModelProto:
     """`model.onnx` without its weights. Raises InputError for what is no bundle, or one that lacks a file."""
     path = bundle / MODEL_FILE
     if not path.is_file():
-        raise InputError(f"{bundle}: not a bundle: it holds no {MODEL_FILE}; `ultramem-deploy export onnx` makes one")
+        raise InputError(f"{bundle}: not a bundle: it holds no {MODEL_FILE}; `ultramem-deploy export` makes one")
     try:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:
@@ -113,13 +113,17 @@ def open_model(
 
 
 def _register(options: Any) -> None:
-    from .plugins import ort_library
+    from .plugins import library_info, ort_library
 
     library = ort_library()
     try:
         options.register_custom_ops_library(str(library))
     except Exception as error:
-        raise InputError(f"{library}: ONNX Runtime cannot load it ({_first_line(error)}); build it again") from None
+        library_info(library)  # where the library itself can tell what is wrong, ULTRAMEM_CPU say, this raises
+        raise InputError(
+            f"{library}: ONNX Runtime cannot load it ({_first_line(error)}); rebuild it: `pip install .`, or "
+            "`make plugins` in a checkout"
+        ) from None
 
 
 def _check_opset(path: Path, model: onnx.ModelProto) -> None:

@@ -4,19 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..checkpoint.companions import companion_files as companion_files
 from ..errors import InputError
-
-FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 
 
 class Tokenizer:
@@ -42,8 +31,3 @@ class Tokenizer:
 
 def has_tokenizer(directory: Path) -> bool:
     return (directory / "tokenizer.json").is_file()
-
-
-def companion_files(directory: Path) -> list[Path]:
-    """The tokenizer and generation files of a model directory that a stage passes on unchanged."""
-    return [directory / name for name in FILES if (directory / name).is_file()]

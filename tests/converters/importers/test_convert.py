@@ -40,6 +40,7 @@ def test_unchanged_shards_share_their_inodes(llama: Make, tmp_path: Path) -> Non
         "tensors": 21,
         "memory_layers": 0,
         "linked": 3,
+        "copied": 0,
         "dtype": "keep",
         "warnings": [],
     }
@@ -47,10 +48,23 @@ def test_unchanged_shards_share_their_inodes(llama: Make, tmp_path: Path) -> Non
 
 def test_copy_shares_nothing(llama: Make, tmp_path: Path) -> None:
     source, out = llama(shards=2), tmp_path / "out"
-    import_checkpoint(source, out, copy=True)
+    summary = import_checkpoint(source, out, copy=True)
+    assert (summary["linked"], summary["copied"]) == (0, 2)
+    again = import_checkpoint(source, out)
+    assert again["up_to_date"] and (again["linked"], again["copied"]) == (0, 2), "what was done, not what would be"
     for ours, theirs in zip(shards(out), shards(source), strict=True):
         assert ours.stat().st_ino != theirs.stat().st_ino
         assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_an_output_inside_the_source_is_refused(llama: Make, tmp_path: Path) -> None:
+    source = llama(shards=1)
+    with pytest.raises(InputError, match=r"sub: lies in the source .*, which must stay as it is"):
+        import_checkpoint(source, source / "sub")
+    assert not list(source.glob("sub*"))
+    with pytest.raises(InputError, match=r"holds the source"):
+        import_checkpoint(source, source)
+    import_checkpoint(source, source.with_name("beside"))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
