@@ -25,8 +25,9 @@ def expand_scratch(shape: tuple[int, ...], dtype: str, value_width: int, stored:
     """Of expanding a chunk of `shape` from rows of `value_width` numbers stored as `stored`."""
     width = math.prod(shape[1:])
     rows = chunk_elements(shape, dtype) // max(1, width)
-    tile = min(TILE, rows) * (value_width + 2 * width) * 8
-    return rows * (SLOT_BYTES + 2 * value_width * itemsize(stored)) + tile
+    # Rows as they are read, in order, and in float64; one core's product and its rounded copy.
+    tile = min(TILE, rows) * (value_width * (2 * itemsize(stored) + 8) + 2 * width * 8)
+    return rows * SLOT_BYTES + tile
 
 
 def projection_held(blocks: int, value_width: int, hidden: int) -> int:

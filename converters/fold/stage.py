@@ -51,7 +51,7 @@ def fold_checkpoint(
     Raises InputError for unknown options, a model without foldable layers, or too small a disk or memory budget.
     """
     _check(mode, dtype, batches)
-    work = _Fold.plan(src, out, mode, None if dtype == "keep" else dtype, batches or BATCHES)
+    work = FoldJob.plan(src, out, mode, None if dtype == "keep" else dtype, batches or BATCHES)
     groups = work.groups()
     chunks_in_flight([task for tasks in groups.values() for task in tasks], 1, memory_budget, work.held_bytes)
     options = {"mode": mode, "dtype": dtype, "folds": [choice.fold for choice in work.choices]}
@@ -93,7 +93,7 @@ def _check(mode: str, dtype: str, batches: Sequence[int] | None) -> None:
 
 
 @dataclass(frozen=True)
-class _Fold:
+class FoldJob:
     """One checkpoint and how each of its layers is folded."""
 
     spec: ModelSpec
@@ -103,7 +103,7 @@ class _Fold:
     dtype: str | None
 
     @classmethod
-    def plan(cls, src: Path, out: Path, mode: str, dtype: str | None, batches: Sequence[int]) -> _Fold:
+    def plan(cls, src: Path, out: Path, mode: str, dtype: str | None, batches: Sequence[int]) -> FoldJob:
         spec, source = ModelSpec.load(src), Checkpoint.open(src)
         dtypes = {name: info.dtype for name, info in source.tensors.items()}
         missing = sorted(name for name in tensor_layout(spec) if name not in dtypes)
