@@ -7,8 +7,8 @@ import math
 from .checkpoint.header import itemsize
 from .checkpoint.writer import chunk_elements
 
-TILE = 256
-"""Rows that an expansion multiplies at a time: the float64 product stays in the caches."""
+TILE = 512
+"""Rows that an expansion multiplies at a time: enough for a fast product, few enough to stay in the caches."""
 SLOT_BYTES = 96
 """Bytes a virtual slot that mapping it and sorting the reads take: sigma, block, row, and their sorted copies."""
 
