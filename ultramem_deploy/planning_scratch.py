@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from .checkpoint.header import itemsize
+from .checkpoint.reader import GATHER_BYTES
 from .checkpoint.writer import chunk_elements
 
 TILE = 512
@@ -17,17 +18,16 @@ def gather_scratch(shape: tuple[int, ...], dtype: str, stored: str) -> int:
     """Of gathering the rows of a chunk of `shape`, stored as `stored`, into `dtype`."""
     elements = chunk_elements(shape, dtype)
     rows = elements // max(1, math.prod(shape[1:]))
-    # Sorted without repeats first, then in the order asked for.
-    return SLOT_BYTES * rows + (1 if dtype == stored else 2) * elements * itemsize(stored)
+    return SLOT_BYTES * rows + GATHER_BYTES + (0 if dtype == stored else elements * itemsize(stored))
 
 
 def expand_scratch(shape: tuple[int, ...], dtype: str, value_width: int, stored: str) -> int:
     """Of expanding a chunk of `shape` from rows of `value_width` numbers stored as `stored`."""
     width = math.prod(shape[1:])
     rows = chunk_elements(shape, dtype) // max(1, width)
-    # Rows as they are read, in order, and in float64; one core's product and its rounded copy.
-    tile = min(TILE, rows) * (value_width * (2 * itemsize(stored) + 8) + 2 * width * 8)
-    return rows * SLOT_BYTES + tile
+    # Rows as they are read and in float64; one core's product and its rounded copy.
+    tile = min(TILE, rows) * (value_width * (itemsize(stored) + 8) + 2 * width * 8)
+    return rows * SLOT_BYTES + GATHER_BYTES + tile
 
 
 def projection_held(blocks: int, value_width: int, hidden: int) -> int:
