@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help env demo test lint format plugins bench clean
+.PHONY: help env demo test test-long lint format plugins bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ demo: env ## the main job on real weights: convert, upcycle, heal, fold, export,
 
 test: env ## the whole test suite
 	$(BIN)/python -m pytest -n 2
+
+test-long: env ## the suite's random tests, many times: 50 kills a stage
+	ULTRAMEM_KILL_ROUNDS=25 $(BIN)/python -m pytest -n 2 tests/test_kills.py
 
 lint: env ## formatting, linting and types, Python and C++
 	$(BIN)/ruff format --check .

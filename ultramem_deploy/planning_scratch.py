@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 from .checkpoint.header import itemsize
+from .checkpoint.reader import GATHER_BYTES
 from .checkpoint.writer import chunk_elements
 
-TILE = 256
-"""Rows that an expansion multiplies at a time: the float64 product stays in the caches."""
+TILE = 512
+"""Rows that an expansion multiplies at a time: enough for a fast product, few enough to stay in the caches."""
 SLOT_BYTES = 96
 """Bytes a virtual slot that mapping it and sorting the reads take: sigma, block, row, and their sorted copies."""
 
@@ -17,16 +18,16 @@ def gather_scratch(shape: tuple[int, ...], dtype: str, stored: str) -> int:
     """Of gathering the rows of a chunk of `shape`, stored as `stored`, into `dtype`."""
     elements = chunk_elements(shape, dtype)
     rows = elements // max(1, math.prod(shape[1:]))
-    # Sorted without repeats first, then in the order asked for.
-    return SLOT_BYTES * rows + (1 if dtype == stored else 2) * elements * itemsize(stored)
+    return SLOT_BYTES * rows + GATHER_BYTES + (0 if dtype == stored else elements * itemsize(stored))
 
 
 def expand_scratch(shape: tuple[int, ...], dtype: str, value_width: int, stored: str) -> int:
     """Of expanding a chunk of `shape` from rows of `value_width` numbers stored as `stored`."""
     width = math.prod(shape[1:])
     rows = chunk_elements(shape, dtype) // max(1, width)
-    tile = min(TILE, rows) * (value_width + 2 * width) * 8
-    return rows * (SLOT_BYTES + 2 * value_width * itemsize(stored)) + tile
+    # Rows as they are read and in float64; one core's product and its rounded copy.
+    tile = min(TILE, rows) * (value_width * (itemsize(stored) + 8) + 2 * width * 8)
+    return rows * SLOT_BYTES + GATHER_BYTES + tile
 
 
 def projection_held(blocks: int, value_width: int, hidden: int) -> int:

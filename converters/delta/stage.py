@@ -9,8 +9,8 @@ import numpy as np
 
 from ultramem_deploy.checkpoint import Checkpoint, Stage, TensorTask, source_record
 from ultramem_deploy.checkpoint.carry import carry
+from ultramem_deploy.checkpoint.companions import companion_files
 from ultramem_deploy.errors import InputError
-from ultramem_deploy.runtime.tokenizer import companion_files
 from ultramem_deploy.spec import ModelSpec, read_json
 
 from .compare import Change, Progress, compare_checkpoints, tensor_sha256

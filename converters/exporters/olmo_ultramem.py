@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ultramem_deploy.checkpoint import Checkpoint, Stage, source_record
-from ultramem_deploy.runtime.tokenizer import companion_files
+from ultramem_deploy.checkpoint.companions import companion_files
 from ultramem_deploy.spec import ModelSpec
 
 from .olmo_description import official_config, official_model

@@ -45,16 +45,17 @@ class ExpandedLayer:
     def _rows(self, dtype: str, start: int, stop: int) -> np.ndarray:
         slots, where = self.slots, f"fold: expanded table of memory layer {self.slots.index}"
         block, row = slots.block_and_row(start, stop)
-        rows = slots.source.gather(f"tables.{slots.layer.table}.values", row)
+        order = np.argsort(row, kind="stable")  # reading in table order keeps a file's pages together
         weight = _projection(slots, self.hidden)
         out = np.empty((stop - start, slots.layer.cores, self.hidden), numpy_dtype(dtype))
-        width = weight.shape[2]
+        width, products = weight.shape[2], np.empty((TILE, self.hidden), np.float64)
         for p in range(weight.shape[0]):
-            chosen = np.flatnonzero(block == p)
+            chosen = order[block[order] == p]
             for tile in (chosen[i : i + TILE] for i in range(0, len(chosen), TILE)):
-                values = rows[tile].astype(np.float64)
+                values = slots.source.gather(f"tables.{slots.layer.table}.values", row[tile]).astype(np.float64)
                 for core in range(slots.layer.cores):
-                    product = values[:, core * width : (core + 1) * width] @ weight[p, core]
+                    product = products[: len(tile)]
+                    np.matmul(values[:, core * width : (core + 1) * width], weight[p, core], out=product)
                     out[tile, core] = cast(where, product, dtype)
         return out.reshape(stop - start, -1)
 

@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 from ultramem_deploy.checkpoint import Checkpoint, Stage, TensorTask, source_record
 from ultramem_deploy.checkpoint.budget import chunks_in_flight
 from ultramem_deploy.checkpoint.carry import carry, staged
+from ultramem_deploy.checkpoint.companions import companion_files
 from ultramem_deploy.defaults import BATCHES, DEFAULT_BUDGET
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.layout import tensor_layout
@@ -19,7 +20,6 @@ from ultramem_deploy.machine import new_table_room
 from ultramem_deploy.planning_choice import MODES, Choice, choose_folds
 from ultramem_deploy.planning_folds import folded_spec
 from ultramem_deploy.planning_scratch import projection_held
-from ultramem_deploy.runtime.tokenizer import companion_files
 from ultramem_deploy.spec import ModelSpec
 
 from .expand import ExpandedLayer, release_projection
@@ -51,7 +51,7 @@ def fold_checkpoint(
     Raises InputError for unknown options, a model without foldable layers, or too small a disk or memory budget.
     """
     _check(mode, dtype, batches)
-    work = _Fold.plan(src, out, mode, None if dtype == "keep" else dtype, batches or BATCHES)
+    work = FoldJob.plan(src, out, mode, None if dtype == "keep" else dtype, batches or BATCHES)
     groups = work.groups()
     chunks_in_flight([task for tasks in groups.values() for task in tasks], 1, memory_budget, work.held_bytes)
     options = {"mode": mode, "dtype": dtype, "folds": [choice.fold for choice in work.choices]}
@@ -93,7 +93,7 @@ def _check(mode: str, dtype: str, batches: Sequence[int] | None) -> None:
 
 
 @dataclass(frozen=True)
-class _Fold:
+class FoldJob:
     """One checkpoint and how each of its layers is folded."""
 
     spec: ModelSpec
@@ -103,7 +103,7 @@ class _Fold:
     dtype: str | None
 
     @classmethod
-    def plan(cls, src: Path, out: Path, mode: str, dtype: str | None, batches: Sequence[int]) -> _Fold:
+    def plan(cls, src: Path, out: Path, mode: str, dtype: str | None, batches: Sequence[int]) -> FoldJob:
         spec, source = ModelSpec.load(src), Checkpoint.open(src)
         dtypes = {name: info.dtype for name, info in source.tensors.items()}
         missing = sorted(name for name in tensor_layout(spec) if name not in dtypes)

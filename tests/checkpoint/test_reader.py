@@ -122,3 +122,17 @@ def test_file_that_vanishes_after_opening(source: Path) -> None:
         checkpoint.array("table")
     with pytest.raises(InputError, match="cannot be read"):
         checkpoint.read_rows("table", 0, 1)
+
+
+def test_gather_reads_rows_in_any_order(source: Path) -> None:
+    checkpoint = Checkpoint.open(source)
+    for name, rows in (("table", [99, 0, 7, 7, 3]), ("ids", [6, 0, 0]), ("table", [])):
+        wanted = np.asarray(rows, np.int64)
+        found = checkpoint.gather(name, wanted)
+        np.testing.assert_array_equal(found, checkpoint.array(name)[wanted])
+        assert found.flags.owndata and found.flags.writeable
+    many = np.random.default_rng(0).integers(0, 100, 3000)
+    np.testing.assert_array_equal(checkpoint.gather("table", many), checkpoint.array("table")[many])
+    for outside in (-1, 100):
+        with pytest.raises(IndexError, match="of tensor 'table', which has 100"):
+            checkpoint.gather("table", np.asarray([0, outside]))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import mmap
 import os
 import threading
 import warnings
-from collections.abc import Iterable, Mapping
-from itertools import pairwise
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,10 @@ from ultramem_deploy.errors import InputError
 
 if TYPE_CHECKING:
     import torch
+
+_GATHERED_ROWS = 256
+GATHER_BYTES = _GATHERED_ROWS * (64 << 10)
+"""What a gather maps at a time: the kernel maps up to 64 KiB around every page that is touched."""
 
 
 class Checkpoint:
@@ -98,21 +102,22 @@ class Checkpoint:
     def gather(self, name: str, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Rows of the first axis by number (int64 [n], in any order, repeats allowed) as an array of the caller's own.
 
-        Read, not mapped, as `read_rows`; neighbours in one read. InputError as there, IndexError outside the tensor.
+        Mapped pages are let go as it proceeds: resident memory stays at the result and about `GATHER_BYTES` beside it.
+        Raises IndexError outside the tensor.
         """
         info = self.info(name)
-        wanted, places = np.unique(rows, return_inverse=True)
-        result = np.empty((len(wanted), *info.shape[1:]), numpy_dtype(info.dtype))
+        result = np.empty((len(rows), *info.shape[1:]), numpy_dtype(info.dtype))
         if not result.nbytes:
-            return result[places]
-        _check_rows(info, int(wanted[0]), int(wanted[-1]) + 1)
-        flat, row_bytes = result.reshape(-1).view(np.uint8).data, info.nbytes // info.shape[0]
-        breaks = np.flatnonzero(np.diff(wanted) != 1) + 1
-        edges = [0, *breaks.tolist(), len(wanted)]
-        runs = zip((wanted[edges[:-1]] * row_bytes + info.offset).tolist(), pairwise(edges), strict=True)
-        _read_runs(info.file, [(offset, flat[a * row_bytes : b * row_bytes]) for offset, (a, b) in runs])
-        del flat
-        return result if len(places) == len(wanted) and (np.diff(rows) > 0).all() else result[places]
+            return result
+        _check_rows(info, int(rows.min()), int(rows.max()) + 1)
+        # As bytes, so that numpy copies whole rows and without holding the interpreter.
+        table = self.array(name).view(np.uint8).reshape(info.shape[0], -1)
+        flat = result.view(np.uint8).reshape(len(rows), -1)
+        for start in range(0, len(rows), _GATHERED_ROWS):
+            part = slice(start, start + _GATHERED_ROWS)
+            np.take(table, rows[part], axis=0, out=flat[part], mode="clip")
+            self._let_go(info)
+        return result
 
     def torch(self, name: str) -> torch.Tensor:
         """The whole tensor as a torch.Tensor over the mapped file, without a copy.
@@ -134,6 +139,12 @@ class Checkpoint:
             flat = torch.frombuffer(source, dtype=dtype, count=info.nbytes // itemsize(info.dtype), offset=offset)
         return flat.reshape(info.shape)
 
+    def _let_go(self, info: TensorInfo) -> None:
+        """Drop the tensor's pages from resident memory, as far as the kernel allows; they stay in its cache."""
+        start = info.offset - info.offset % mmap.PAGESIZE
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            self._map(info.file).madvise(mmap.MADV_DONTNEED, start, info.offset + info.nbytes - start)
+
     def _map(self, file: Path) -> mmap.mmap:
         with self._lock:
             if file not in self._maps:
@@ -152,21 +163,15 @@ def _check_rows(info: TensorInfo, start: int, stop: int) -> None:
 
 
 def _read_into(file: Path, offset: int, buffer: memoryview) -> None:
-    _read_runs(file, [(offset, buffer)])
-
-
-def _read_runs(file: Path, runs: Iterable[tuple[int, memoryview]]) -> None:
-    """Fill each buffer from its byte offset of `file`."""
     try:
         with open(file, "rb", buffering=0) as stream:
-            handle = stream.fileno()
-            for offset, buffer in runs:
-                while buffer:
-                    count = os.preadv(handle, (buffer,), offset)
-                    if not count:
-                        raise InputError(
-                            f"{file}: {len(buffer)} bytes short at byte {offset}; did it change meanwhile?"
-                        )
-                    offset, buffer = offset + count, buffer[count:]
+            stream.seek(offset)
+            while buffer:
+                count = stream.readinto(buffer)
+                if not count:
+                    raise InputError(
+                        f"{file}: {len(buffer)} bytes short at byte {stream.tell()}; did it change meanwhile?"
+                    )
+                buffer = buffer[count:]
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror or error}") from None

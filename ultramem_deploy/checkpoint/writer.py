@@ -150,14 +150,20 @@ def write_shard(
         with _writing(path, needed):
             temporary.unlink(missing_ok=True)
             stream = open(temporary, "wb", buffering=0)  # noqa: SIM115
-        with stream, contextlib.closing(_chunks(ordered, jobs, in_flight or jobs + 1)) as chunks:
+        # Hashing takes as long as writing to a fast disk, and neither holds the interpreter: side by side.
+        with (
+            stream,
+            ThreadPoolExecutor(1, thread_name_prefix="hash") as hasher,
+            contextlib.closing(_chunks(ordered, jobs, in_flight or jobs + 1)) as chunks,
+        ):
             for piece in _with_header(header, chunks):
-                digest.update(piece)
+                hashed = hasher.submit(digest.update, piece)
                 with _writing(path, needed):
                     _write_all(stream, piece)
+                hashed.result()
                 if on_bytes is not None:
                     on_bytes(len(piece))
-                del piece  # else one chunk more is held while the next is computed
+                del piece, hashed  # else one chunk more is held while the next is computed
             with _writing(path, needed):
                 os.fsync(stream.fileno())
         with _writing(path, needed):
