@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,7 @@ from ultramem_deploy.errors import InputError
 _FLOATS = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 _BLOCK = 1 << 15  # numbers cast at a time: every intermediate stays in a core's cache
 _SAFE = 3.3e38  # every float32 up to here stays finite in bfloat16
-_TIE = np.uint16(0x8000)  # the lower half of a float32 that lies midway between two bfloat16
-_LOW_HALF = 0 if sys.byteorder == "little" else 1
+_HALF, _TIE = np.uint32(16), np.uint32(1 << 31)  # lower halves of float32 that lie midway between two bfloat16
 
 
 def check_cast(where: str, source: str, target: str) -> None:
@@ -67,7 +65,7 @@ def _round_once(part: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> np.nda
     elif out.dtype.name == "bfloat16":
         out[:] = near
         # ml_dtypes goes from 64 bits through 32; only a halt on a tie makes the second rounding wrong.
-        ties = np.flatnonzero(near.view(np.uint16)[_LOW_HALF::2] == _TIE)
+        ties = np.flatnonzero(near.view(np.uint32) << _HALF == _TIE)
         out[ties] = _to_odd(part[ties])
     else:
         out[:] = _to_odd(part)
