@@ -22,8 +22,8 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.big import ALLOWANCE, TARGET, copy_seconds, model, report, run_alone, workspace, write_source
-from ultramem_deploy.machine import default_jobs
-from ultramem_deploy.planning_scratch import TILE
+from ultramem_deploy.planning.machine import default_jobs
+from ultramem_deploy.planning.scratch import TILE
 from ultramem_deploy.spec import ModelSpec
 from ultramem_deploy.units import parse_bytes
 

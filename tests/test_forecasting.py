@@ -18,10 +18,11 @@ import ultramem_deploy
 from tests import builders as b
 from tests.conftest import Written
 from tests.test_import_time import imported
-from ultramem_deploy import forecasting, machine_profile
+from ultramem_deploy import forecasting
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.layout import tensor_layout
 from ultramem_deploy.pipeline import plan
+from ultramem_deploy.planning import profile as machine_profile
 from ultramem_deploy.spec import ModelSpec, TableSpec
 
 ROOT = Path(ultramem_deploy.__file__).parents[1]

@@ -11,8 +11,8 @@ from tests import builders as b
 from tests.model.test_memory import changed
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.layout import tensor_layout
-from ultramem_deploy.planning_choice import Room, choose_folds, layer_report
-from ultramem_deploy.planning_folds import folded_spec
+from ultramem_deploy.planning.choice import Room, choose_folds, layer_report
+from ultramem_deploy.planning.folds import folded_spec
 from ultramem_deploy.spec import ModelSpec, TableSpec
 
 
@@ -28,7 +28,7 @@ def published() -> ModelSpec:
 
 
 def report(spec: ModelSpec, fold: str, batches: tuple[int, ...]) -> dict[str, object]:
-    from ultramem_deploy.planning_choice import Choice
+    from ultramem_deploy.planning.choice import Choice
 
     return layer_report(spec, 0, Choice(fold, ""), dtypes(spec), batches)
 

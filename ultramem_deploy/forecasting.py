@@ -10,11 +10,11 @@ from typing import Any
 from .converters.importers import ImportPlan, Source, choose_importer, open_source
 from .defaults import BATCHES, DEFAULT_BUDGET
 from .errors import InputError
-from .machine import available_memory, default_jobs, free_disk, total_memory
-from .machine_profile import load_profile
-from .planning_choice import Choice, Room, choose_folds, layer_report
-from .planning_stages import Machine, StagePlan, StageWork, plan_stage
-from .planning_work import Stored, Tensors, convert_work, converted, export_work, fold_work
+from .planning.choice import Choice, Room, choose_folds, layer_report
+from .planning.machine import available_memory, default_jobs, free_disk, total_memory
+from .planning.profile import load_profile
+from .planning.stages import Machine, StagePlan, StageWork, plan_stage
+from .planning.work import Stored, Tensors, convert_work, converted, export_work, fold_work
 from .spec import MODEL_TYPE, ModelSpec
 
 STAGES = ("convert", "fold", "export")

@@ -154,7 +154,7 @@ def plan(
     Raises InputError for what cannot be planned; what does not fit is an answer, not an error.
     """
     from .forecasting import forecast
-    from .machine_profile import calibrate as measure
+    from .planning.profile import calibrate as measure
 
     if calibrate:
         parent = Path(src).absolute().parent

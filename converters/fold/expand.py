@@ -12,7 +12,7 @@ import numpy as np
 
 from ultramem_deploy.checkpoint import Checkpoint, TensorTask, numpy_dtype
 from ultramem_deploy.checkpoint.cast import cast
-from ultramem_deploy.planning_scratch import TILE, expand_scratch, gather_scratch
+from ultramem_deploy.planning.scratch import TILE, expand_scratch, gather_scratch
 from ultramem_deploy.spec import ModelSpec
 
 from .slots import Slots

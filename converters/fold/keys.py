@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ultramem_deploy.checkpoint import Checkpoint, TensorTask
-from ultramem_deploy.planning_scratch import key_scratch
+from ultramem_deploy.planning.scratch import key_scratch
 from ultramem_deploy.spec import ModelSpec, NormSpec
 
 SIDES = ("row_keys", "col_keys")

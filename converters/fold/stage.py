@@ -16,10 +16,10 @@ from ultramem_deploy.checkpoint.companions import companion_files
 from ultramem_deploy.defaults import BATCHES, DEFAULT_BUDGET
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.layout import tensor_layout
-from ultramem_deploy.machine import new_table_room
-from ultramem_deploy.planning_choice import MODES, Choice, choose_folds
-from ultramem_deploy.planning_folds import folded_spec
-from ultramem_deploy.planning_scratch import projection_held
+from ultramem_deploy.planning.choice import MODES, Choice, choose_folds
+from ultramem_deploy.planning.folds import folded_spec
+from ultramem_deploy.planning.machine import new_table_room
+from ultramem_deploy.planning.scratch import projection_held
 from ultramem_deploy.spec import ModelSpec
 
 from .expand import ExpandedLayer, release_projection

@@ -11,8 +11,8 @@ from onnx import TensorProto
 from ...checkpoint import Checkpoint, TensorInfo, TensorTask
 from ...errors import InputError
 from ...model.rope import inverse_frequencies
-from ...planning_scratch import key_scratch
-from ...planning_work import ROPE_POSITIONS
+from ...planning.scratch import key_scratch
+from ...planning.work import ROPE_POSITIONS
 from ...spec import DecoderSpec, ModelSpec, NormSpec
 
 EXPORT_FILE = "model-export.safetensors"

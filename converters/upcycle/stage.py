@@ -13,8 +13,8 @@ from ultramem_deploy.checkpoint.carry import carry
 from ultramem_deploy.checkpoint.companions import companion_files
 from ultramem_deploy.defaults import DEFAULT_BUDGET
 from ultramem_deploy.errors import InputError
-from ultramem_deploy.machine import available_memory
 from ultramem_deploy.planning import parameter_counts
+from ultramem_deploy.planning.machine import available_memory
 from ultramem_deploy.spec import ModelSpec
 from ultramem_deploy.units import size
 

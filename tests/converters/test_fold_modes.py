@@ -20,7 +20,7 @@ from ultramem_deploy.checkpoint.budget import chunk_bytes
 from ultramem_deploy.converters.fold.stage import FoldJob
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.pipeline import export, fold, plan, verify
-from ultramem_deploy.planning_work import Stored, fold_work
+from ultramem_deploy.planning.work import Stored, fold_work
 from ultramem_deploy.spec import ModelSpec, TableSpec
 
 ONE_BLOCK = changed(b.V1, {"t": TableSpec(150, 16)}, blocks=1, slots=144, offset=9)

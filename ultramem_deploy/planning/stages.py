@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .checkpoint.header import itemsize
-from .checkpoint.writer import chunk_elements
-from .machine_profile import MachineProfile
-from .units import size
+from ..checkpoint.header import itemsize
+from ..checkpoint.writer import chunk_elements
+from ..units import size
+from .profile import MachineProfile
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from .layout import tensor_layout
-from .spec import MemoryLayerSpec, ModelSpec
+from ..layout import tensor_layout
+from ..spec import MemoryLayerSpec, ModelSpec
 
 PREFILL_BUDGET = 256 << 20
 

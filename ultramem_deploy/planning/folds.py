@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from .checkpoint.header import itemsize
-from .spec import MemoryLayerSpec, ModelSpec, TableSpec
+from ..checkpoint.header import itemsize
+from ..spec import MemoryLayerSpec, ModelSpec, TableSpec
 
 FOLDS = ("expand", "shuffle", "keys", "none")
 _LARGEST_INT32 = (1 << 31) - 1

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from .checkpoint.header import itemsize
-from .checkpoint.reader import GATHER_BYTES
-from .checkpoint.writer import chunk_elements
+from ..checkpoint.header import itemsize
+from ..checkpoint.reader import GATHER_BYTES
+from ..checkpoint.writer import chunk_elements
 
 TILE = 512
 """Rows that an expansion multiplies at a time: enough for a fast product, few enough to stay in the caches."""

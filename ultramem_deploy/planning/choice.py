@@ -6,9 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .defaults import BATCHES
-from .errors import InputError
-from .planning_folds import (
+from ..defaults import BATCHES
+from ..errors import InputError
+from ..spec import ModelSpec
+from ..units import size
+from .folds import (
     ItemBytes,
     folded_items,
     folded_spec,
@@ -19,8 +21,6 @@ from .planning_folds import (
     table_bytes,
     token_bytes,
 )
-from .spec import ModelSpec
-from .units import size
 
 MODES = ("expand", "shuffle", "keys", "auto")
 

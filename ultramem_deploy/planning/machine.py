@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from .planning_choice import Room
+from .choice import Room
 
 
 def cores() -> int:

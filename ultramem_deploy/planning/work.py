@@ -6,14 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .checkpoint.cast import cast_scratch
-from .checkpoint.header import itemsize
-from .checkpoint.writer import chunk_elements
-from .layout import tensor_layout
-from .planning_folds import folded_spec
-from .planning_scratch import expand_scratch, gather_scratch, key_scratch, projection_held
-from .planning_stages import Piece, StageWork
-from .spec import ModelSpec
+from ..checkpoint.cast import cast_scratch
+from ..checkpoint.header import itemsize
+from ..checkpoint.writer import chunk_elements
+from ..layout import tensor_layout
+from ..spec import ModelSpec
+from .folds import folded_spec
+from .scratch import expand_scratch, gather_scratch, key_scratch, projection_held
+from .stages import Piece, StageWork
 
 ROPE_POSITIONS = 131072
 """Positions that exported rotary caches cover at most."""
