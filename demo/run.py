@@ -27,7 +27,7 @@ from .source import source_model
 HERE = Path(__file__).parent
 OUT = HERE / "out"
 PROMPT = "The with statement is used to wrap the execution of a block with methods defined by a context manager."
-STEPS = 64
+STEPS = 48
 PARITY, FOLD, ONNX = 1e-3, 1e-4, 1e-3
 console = Console(width=None if sys.stdout.isatty() else 140)
 

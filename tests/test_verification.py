@@ -18,7 +18,7 @@ from ultramem_deploy.errors import CheckFailed, InputError
 from ultramem_deploy.pipeline import convert, verify
 from ultramem_deploy.runtime.base import LayerTrace, Trace
 from ultramem_deploy.spec import ModelSpec
-from ultramem_deploy.tally import Tally, kept_tokens
+from ultramem_deploy.tally import Tally, fallen_tie, first_tokens, kept_tokens
 
 PAIR = replace(b.V1, memory=(b.ultramem_v1(), b.ultramem_v1(read_block=0, write_block=0)))
 
@@ -235,3 +235,20 @@ def test_figures_against_their_formulas() -> None:
     assert found.top1_agreement == (left.argmax(1) == right.argmax(1)).mean()
     assert found.max_abs_logit_error == np.abs(left - right).max()
     assert (found.index_agreement, found.max_memory_error, found.compared_memory_layers) == (1.0, 0.0, 0)
+
+
+def test_a_tie_that_falls_differently_ends_its_piece() -> None:
+    """Later tokens attend to it: they would differ for its sake."""
+
+    def trace(indices: list[list[int]], margins: list[float]) -> Trace:
+        layer = LayerTrace(np.array(indices), np.zeros((len(indices), 3), np.float32), np.array(margins, np.float32))
+        return Trace(np.zeros((1, len(indices), 5), np.float32), [layer])
+
+    margins = [1.0, 1e-6, 1.0, 1e-6]
+    left = trace([[1, 2], [3, 4], [5, 6], [7, 8]], margins)
+    assert fallen_tie(left, trace([[2, 1], [4, 3], [5, 6], [8, 7]], margins)) is None, "the order does not matter"
+    assert fallen_tie(left, trace([[1, 2], [3, 4], [5, 9], [7, 8]], margins)) is None, "no tie: an error, not a fall"
+    assert fallen_tie(left, trace([[1, 2], [3, 9], [5, 6], [7, 9]], margins)) == 1
+    cut = first_tokens(left, 2)
+    assert cut.logits.shape == (1, 2, 5) and cut.layers[0].indices.tolist() == [[1, 2], [3, 4]]
+    assert cut.layers[0].margin is not None and len(cut.layers[0].margin) == 2

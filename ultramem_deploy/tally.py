@@ -26,7 +26,7 @@ class Worst:
 
 @dataclass(frozen=True)
 class Difference:
-    """Errors are over tokens away from selection ties (spec §5); `_all_tokens`, KL, top-1 and perplexity over all.
+    """Errors and KL are over tokens away from selection ties (spec §5); `_all_tokens`, top-1 and perplexity over all.
 
     mean_kl is KL(reference || candidate) in nats a token; index_agreement the smallest over layers of the fraction of
     the reference's virtual indices that the candidate chose too (1 where no memory layers are compared).
@@ -120,7 +120,7 @@ class Tally:
         return Difference(
             max_abs_logit_error=places[0][0],
             max_abs_logit_error_all_tokens=float(errors.max()),
-            mean_kl=float(np.concatenate(self._kl).mean()),
+            mean_kl=float(np.concatenate(self._kl)[kept].mean()),
             top1_agreement=float(np.concatenate(self._same_top1).mean()),
             perplexity_reference=_exp(left / predicted),
             perplexity_candidate=_exp(right / predicted),
@@ -132,6 +132,26 @@ class Tally:
             worst=max(places, key=lambda place: place[0])[1],
             worst_logit=places[0][1],
         )
+
+
+def fallen_tie(reference: Trace, candidate: Trace) -> int | None:
+    """The first token of a sequence at which a tie (margin at most 1e-5) was decided differently, or None."""
+    fallen = np.zeros(reference.logits.shape[1], dtype=bool)
+    for a, b in zip(reference.layers, candidate.layers, strict=False):
+        if a.indices.shape == b.indices.shape:
+            margins = [m for m in (a.margin, b.margin) if m is not None]
+            tied = np.min(margins, axis=0) <= TIE_MARGIN if margins else np.zeros_like(fallen)
+            fallen |= tied & (np.sort(a.indices, 1) != np.sort(b.indices, 1)).any(1)
+    return int(fallen.argmax()) if fallen.any() else None
+
+
+def first_tokens(trace: Trace, length: int) -> Trace:
+    """The trace of the first `length` tokens of one sequence."""
+    layers = [
+        LayerTrace(x.indices[:length], x.output[:length], None if x.margin is None else x.margin[:length])
+        for x in trace.layers
+    ]
+    return Trace(trace.logits[:, :length], layers)
 
 
 def kept_tokens(margins: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
+from .runtime.base import Runner, Trace
 from .runtime.opening import open_runner
 from .runtime.tokenizer import Tokenizer, has_tokenizer
-from .tally import Difference, Tally
+from .tally import Difference, Tally, fallen_tie, first_tokens
 from .text import load_corpus, read_text
 
 WINDOW = 256
@@ -73,7 +74,8 @@ def compare(
     windows = _windows(ids, min([WINDOW, *spans]))
     tally = Tally()
     for index, window in enumerate(windows):
-        tally.add(left.trace(window[None]), right.trace(window[None]), window)
+        for pair in _traced(left, right, window):
+            tally.add(*pair)
         if progress:
             progress(index + 1, len(windows), "comparing")
     found = tally.result()
@@ -87,6 +89,19 @@ def compare(
         reference_runtime=left.name,
         candidate_runtime=right.name,
     )
+
+
+def _traced(left: Runner, right: Runner, window: np.ndarray) -> Iterator[tuple[Trace, Trace, np.ndarray]]:
+    """Traces of a window's pieces: a token whose tie fell differently is the last of its piece.
+
+    The tokens after it would attend to it and differ for its sake; they are compared in a context of their own.
+    """
+    while len(window):
+        reference, candidate = left.trace(window[None]), right.trace(window[None])
+        end = fallen_tie(reference, candidate)
+        length = len(window) if end is None else end + 1
+        yield first_tokens(reference, length), first_tokens(candidate, length), window[:length]
+        window = window[length:]
 
 
 def _reason(what: str, found: Difference, max_abs: float, kl: float) -> str | None:
