@@ -113,5 +113,4 @@ class DecoderGraph:
         g = self.graph
         x = stream.normed(d.norm, "model.norm", d.hidden_size)
         weight = g.weight("model.embed_tokens.weight" if d.tie_embeddings else "lm_head.weight")
-        logits = self.dialect.linear(x, weight)
-        g.op("Reshape", logits, self.inputs.shape(d.vocab_size), out="logits")
+        self.dialect.head(x, weight, lambda: self.inputs.shape(d.vocab_size), "logits")
