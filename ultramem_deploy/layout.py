@@ -47,7 +47,7 @@ def decoder_shapes(d: DecoderSpec) -> dict[str, tuple[int, ...]]:
         shapes |= {f"model.layers.{i}.{name}": shape for name, shape in _block_shapes(d, i).items()}
     shapes |= _norm_shapes("model.norm", d.norm, d.hidden_size)
     if not d.tie_embeddings:
-        shapes["lm_head.weight"] = (d.vocab_size, d.hidden_size)
+        shapes |= _linear_shapes("lm_head", d.vocab_size, d.hidden_size, d.lm_head_bias)
     return shapes
 
 
@@ -55,9 +55,9 @@ def _block_shapes(d: DecoderSpec, block: int) -> dict[str, tuple[int, ...]]:
     shapes = _latent_shapes(d, d.latent) if d.latent else _attention_shapes(d)
     if d.experts and d.has_experts(block):
         shapes |= _experts_shapes(d, d.experts)
-    else:
-        shapes |= _ffn_shapes("mlp", d, d.intermediate_size)
-    for name in block_norm_names(d):
+    elif d.has_ffn(block):
+        shapes |= _ffn_shapes("mlp", d, d.ffn_width(block))
+    for name in block_norm_names(d, block):
         shapes |= _norm_shapes(name, d.norm, d.hidden_size)
     return shapes
 
@@ -120,20 +120,22 @@ class BlockNorms:
     ffn_output: str | None
 
 
-def block_norms(d: DecoderSpec) -> BlockNorms:
-    """The norms of a block, named as Hugging Face names them for each placement."""
+def block_norms(d: DecoderSpec, block: int) -> BlockNorms:
+    """The norms of a block, named as Hugging Face names them for each placement.
+
+    A norm before the FFN makes what a memory layer reads, FFN or none; one behind it has nothing to norm without it.
+    """
+    behind = "post_feedforward_layernorm" if d.has_ffn(block) else None
     if d.norm_position == "pre":
         return BlockNorms("input_layernorm", None, "post_attention_layernorm", None)
     if d.norm_position == "post":
-        return BlockNorms(None, "post_attention_layernorm", None, "post_feedforward_layernorm")
-    return BlockNorms(
-        "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"
-    )
+        return BlockNorms(None, "post_attention_layernorm", None, behind)
+    return BlockNorms("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", behind)
 
 
-def block_norm_names(d: DecoderSpec) -> tuple[str, ...]:
+def block_norm_names(d: DecoderSpec, block: int) -> tuple[str, ...]:
     """The names of a block's norms, attention's first."""
-    return tuple(name for name in astuple(block_norms(d)) if name)
+    return tuple(name for name in astuple(block_norms(d, block)) if name)
 
 
 def memory_layout(layer: MemoryLayerSpec, spec: ModelSpec) -> dict[str, TensorSpec]:
@@ -157,6 +159,10 @@ def memory_layout(layer: MemoryLayerSpec, spec: ModelSpec) -> dict[str, TensorSp
         shapes["output_gate.weight"] = (table.value_width, hidden)
     if not layer.expanded:
         shapes["output.weight"] = (hidden, layer.output_blocks * table.value_width)
+    biases = {"query": layer.query_bias, "output_gate": layer.output_gate_bias, "output": layer.output_bias}
+    shapes |= {f"{name}.bias": shapes[f"{name}.weight"][:1] for name, there in biases.items() if there}
+    if layer.token_gate:
+        shapes |= _linear_shapes("token_gate", 1, hidden, True)
     layout = {name: TensorSpec(shape, "memory") for name, shape in shapes.items()}
     if layer.scoring == "tucker":
         layout |= {name: TensorSpec((layer.heads, rank), "buffer") for name in ("u", "v")}

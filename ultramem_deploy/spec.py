@@ -111,6 +111,8 @@ class DecoderSpec:
     """A decoder-only transformer with gated FFNs. `vocab_size` counts embedding rows, hence logit columns.
 
     `sliding_rope` replaces `rope` in sliding layers; `attention_scale` replaces 1/sqrt(head_dim).
+    `ffn_widths` gives each block's FFN width where they differ: 0 is a block without one, and without the norm behind
+    it where norms stand after. Empty: `intermediate_size` everywhere.
     """
 
     hidden_size: int
@@ -138,6 +140,8 @@ class DecoderSpec:
     tie_embeddings: bool = False
     latent: LatentSpec | None = None
     experts: ExpertsSpec | None = None
+    ffn_widths: tuple[int, ...] = ()
+    lm_head_bias: bool = False
 
     __pydantic_config__ = _STRICT
 
@@ -156,9 +160,19 @@ class DecoderSpec:
         """What a query-key product is multiplied by."""
         return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
 
+    def ffn_width(self, block: int) -> int:
+        """Inner width of a block's dense FFN; 0 where it has none."""
+        if self.has_experts(block):
+            return 0
+        return self.ffn_widths[block] if self.ffn_widths else self.intermediate_size
+
     def has_experts(self, block: int) -> bool:
         """Whether a mixture of experts stands for this block's FFN."""
         return self.experts is not None and block in self.experts.layers
+
+    def has_ffn(self, block: int) -> bool:
+        """Whether a block has an FFN, dense or a mixture."""
+        return self.has_experts(block) or self.ffn_width(block) > 0
 
 
 @dataclass(frozen=True)
@@ -178,6 +192,8 @@ class MemoryLayerSpec:
 
     `slots` is the layer's window of its table: row = (sigma mod slots + offset) mod table rows, block = sigma // slots,
     sigma = shuffle[virtual]. `expanded` marks a table whose rows are already projected (M*d numbers a virtual slot).
+    A value whose sigma is `empty_slot` is chosen and counts as zero. `token_gate` multiplies the output by
+    sigmoid(<w, hidden> + b), one number a token.
     """
 
     kind: MemoryKind
@@ -204,6 +220,11 @@ class MemoryLayerSpec:
     gate_activation: GateActivation = "none"
     output_gate: bool = False
     expanded: bool = False
+    empty_slot: int | None = None
+    query_bias: bool = False
+    output_bias: bool = False
+    output_gate_bias: bool = False
+    token_gate: bool = False
 
     __pydantic_config__ = _STRICT
 

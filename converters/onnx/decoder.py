@@ -77,12 +77,13 @@ class DecoderGraph:
         return rows if scale is None else g.op("Mul", rows, g.constant(scale, "float32"))
 
     def _block(self, index: int, stream: Residual) -> str:
-        """Run one block on the stream; returns what its FFN read."""
-        norms = block_norms(self.decoder)
+        """Run one block on the stream; returns what its FFN reads, or would read."""
+        norms = block_norms(self.decoder, index)
         attended = self._attend(index, self._before(index, norms.attention_input, stream))
         stream.add(self._after(index, norms.attention_output, attended))
         ffn_input = self._before(index, norms.ffn_input, stream)
-        stream.add(self._after(index, norms.ffn_output, self._ffn(index, ffn_input)))
+        if self.decoder.has_ffn(index):
+            stream.add(self._after(index, norms.ffn_output, self._ffn(index, ffn_input)))
         return ffn_input
 
     def _before(self, index: int, norm: str | None, stream: Residual) -> str:
@@ -121,4 +122,5 @@ class DecoderGraph:
         g = self.graph
         x = stream.normed(d.norm, "model.norm", d.hidden_size)
         weight = g.weight("model.embed_tokens.weight" if d.tie_embeddings else "lm_head.weight")
-        self.dialect.head(x, weight, lambda: self.inputs.shape(d.vocab_size), "logits")
+        bias = g.weight("lm_head.bias") if d.lm_head_bias else None
+        self.dialect.head(x, weight, bias, lambda: self.inputs.shape(d.vocab_size), "logits")

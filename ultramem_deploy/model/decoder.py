@@ -18,15 +18,18 @@ from .rope import cos_sin
 
 
 class Block(nn.Module):
-    """One transformer block; norms stand before (Llama), after (OLMo2) or around (Gemma) attention and FFN."""
+    """One transformer block; norms stand before (Llama), after (OLMo2) or around (Gemma) attention and FFN.
+
+    A block may have no FFN; a memory layer then reads what it would have read.
+    """
 
     def __init__(self, decoder: DecoderSpec, layer: int) -> None:
         super().__init__()
         latent = decoder.latent
         self.self_attn = LatentAttention(decoder, latent, layer) if latent else Attention(decoder, layer)
         self.mlp = feed_forward(decoder, layer)
-        self.norms = block_norms(decoder)
-        for name in block_norm_names(decoder):
+        self.norms = block_norms(decoder, layer)
+        for name in block_norm_names(decoder, layer):
             self.add_module(name, Norm(decoder.norm, decoder.hidden_size))
 
     def forward(self, x: torch.Tensor, context: Context) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,6 +37,8 @@ class Block(nn.Module):
         attended = self.self_attn(self._normed(self.norms.attention_input, x), context)
         x = x + self._normed(self.norms.attention_output, attended)
         ffn_input = self._normed(self.norms.ffn_input, x)
+        if self.mlp is None:
+            return x, ffn_input
         return x + self._normed(self.norms.ffn_output, self.mlp(ffn_input)), ffn_input
 
     def _normed(self, name: str | None, x: torch.Tensor) -> torch.Tensor:
@@ -59,7 +64,7 @@ class UltraMemModel(nn.Module):
         self.memory = nn.ModuleList(MemoryLayer(layer, spec) for layer in spec.memory)
         self.tables = nn.ModuleDict({name: ValueTable(table) for name, table in spec.tables.items()})
         if not spec.decoder.tie_embeddings:
-            self.lm_head = nn.Linear(spec.decoder.hidden_size, spec.decoder.vocab_size, bias=False)
+            self.lm_head = nn.Linear(spec.decoder.hidden_size, spec.decoder.vocab_size, bias=spec.decoder.lm_head_bias)
 
     def forward(
         self,
@@ -93,8 +98,11 @@ class UltraMemModel(nn.Module):
 
     def head(self, x: torch.Tensor) -> torch.Tensor:
         """Final norm and output projection: hidden [B, S, d] -> logits [B, S, V]."""
-        weight = self.model.embed_tokens.weight if self.spec.decoder.tie_embeddings else self.lm_head.weight
-        return F.linear(self.model.norm(x), weight)
+        x = self.model.norm(x)
+        if self.spec.decoder.tie_embeddings:
+            return F.linear(x, self.model.embed_tokens.weight)
+        logits: torch.Tensor = self.lm_head(x)
+        return logits
 
     def blocks(self, x: torch.Tensor, context: Context, start: int, stop: int) -> torch.Tensor:
         """Run blocks [start, stop); a memory layer must read and write within the range."""

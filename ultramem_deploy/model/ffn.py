@@ -104,8 +104,9 @@ class Experts(nn.Module):
         return out
 
 
-def feed_forward(decoder: DecoderSpec, block: int) -> nn.Module:
-    """What a block has after its attention."""
+def feed_forward(decoder: DecoderSpec, block: int) -> nn.Module | None:
+    """What a block has after its attention, None where it has nothing."""
     if decoder.experts and decoder.has_experts(block):
         return Experts(decoder, decoder.experts)
-    return GatedMLP(decoder, decoder.intermediate_size)
+    width = decoder.ffn_width(block)
+    return GatedMLP(decoder, width) if width else None
