@@ -49,7 +49,7 @@ def digests(directory: Path) -> dict[str, str]:
     return {name: hashlib.sha256(checkpoint.array(name).tobytes()).hexdigest() for name in checkpoint.tensors}
 
 
-# Files of these models are noted in steps of 16 MiB, larger ones in steps of 256: every kill finds something to continue.
+# Files are noted every 16 MiB, not every 256: these models have smaller ones.
 SMALL_STEPS = """
 from ultramem_deploy.checkpoint import journal, shard_file
 journal.JOURNAL_BYTES, shard_file.DIRECT_BYTES = 16 << 20, 0
