@@ -1,9 +1,8 @@
 #include "adapters.h"
 
 #include <algorithm>
+#include <cstring>
 #include <string>
-
-#include "types.h"
 
 namespace ultramem::tensorrt {
 namespace {
@@ -31,9 +30,22 @@ void require_between(const Operator& op, const char* attribute, std::int64_t val
           std::string(attribute) + " must be in [1, " + std::to_string(most) + "], found " + std::to_string(value));
 }
 
-UltramemTable table_of(const Run& run, int input) {
-  const nvinfer1::PluginTensorDesc& table = run.inputs[input];
-  return {run.input_data[input], kernel_type(table.type), table.dims.d[0], table.dims.d[1], table.dims.d[1]};
+// Numbers in a row of `width` elements.
+std::int64_t numbers_in(std::int64_t width, Encoding encoding) {
+  return encoding == Encoding::kInt4 ? 2 * width : width;
+}
+
+// The table, input 0 of every operator that has one, with its scales, where there are any, at input `scales`.
+UltramemTable table_of(const Run& run, int scales, Encoding encoding) {
+  const nvinfer1::PluginTensorDesc& table = run.inputs[0];
+  const std::int64_t width = numbers_in(table.dims.d[1], encoding);
+  const void* scale = encoding == Encoding::kFloat ? nullptr : run.input_data[scales];
+  return {run.input_data[0],
+          table_type(table.type, encoding),
+          table.dims.d[0],
+          width,
+          width,
+          static_cast<const float*>(scale)};
 }
 
 std::size_t no_workspace(const Dims*, const Attributes&) { return 0; }
@@ -89,7 +101,7 @@ UltramemLaunch launch(const Run& run, const Attributes& attributes) {
   problem.core = run.input_data[kCore];
   problem.scores = run.output_data[kScores];
   problem.indices = static_cast<std::int64_t*>(run.output_data[kIndices]);
-  problem.type = kernel_type(run.inputs[kRowScores].type);
+  problem.type = activation_type(run.inputs[kRowScores].type);
   return ultramem_cuda_tucker_topk(&problem, run.workspace, run.stream);
 }
 
@@ -106,18 +118,19 @@ void output_shapes(const DimsExprs* in, const Attributes&, DimsExprs* out, IExpr
 void check(const BoundShapes& size, const Attributes& attributes) {
   const auto activation = attributes[kActivation];
   const std::int64_t width = (activation == ULTRAMEM_SWIGLU ? 2 : 1) * size["P"];
-  require(size["W"] == width, operators::kSparseGate,
+  const std::int64_t found = numbers_in(size["W"], encoding_of(operators::kSparseGate, attributes));
+  require(found == width, operators::kSparseGate,
           "input table must be " + std::to_string(width) + " wide (x is " + std::to_string(size["P"]) +
-              " wide, activation " + std::to_string(activation) + "), found " + std::to_string(size["W"]));
+              " wide, activation " + std::to_string(activation) + "), found " + std::to_string(found));
 }
 
 UltramemLaunch launch(const Run& run, const Attributes& attributes) {
   UltramemSparseGate problem{};
-  problem.table = table_of(run, kTable);
+  problem.table = table_of(run, kScales, encoding_of(operators::kSparseGate, attributes));
   problem.addresses = static_cast<const std::int64_t*>(run.input_data[kAddresses]);
   problem.x = run.input_data[kX];
   problem.gate = run.output_data[kGate];
-  problem.type = kernel_type(run.inputs[kX].type);
+  problem.type = activation_type(run.inputs[kX].type);
   problem.tokens = run.inputs[kAddresses].dims.d[0];
   problem.slots = run.inputs[kAddresses].dims.d[1];
   problem.x_width = run.inputs[kX].dims.d[1];
@@ -132,12 +145,13 @@ namespace lookup {
 using namespace operators::sparse_lookup;
 
 void output_shapes(const DimsExprs* in, const Attributes& attributes, DimsExprs* out, IExprBuilder& builder) {
-  out[kOutput] = dims({in[kAddresses].d[0], product(builder, *in[kTable].d[1], attributes[kBlocks])});
+  const std::int64_t factor = numbers_in(attributes[kBlocks], encoding_of(operators::kSparseLookup, attributes));
+  out[kOutput] = dims({in[kAddresses].d[0], product(builder, *in[kTable].d[1], factor)});
 }
 
 void check(const BoundShapes& size, const Attributes& attributes) {
   const Operator& op = operators::kSparseLookup;
-  const std::int64_t width = size["D"], cores = size["M"];
+  const std::int64_t width = numbers_in(size["W"], encoding_of(op, attributes)), cores = size["M"];
   require_between(op, "blocks", attributes[kBlocks], kMostBlocks);
   require(
       cores >= 1 && width % cores == 0, op,
@@ -146,11 +160,11 @@ void check(const BoundShapes& size, const Attributes& attributes) {
 
 UltramemLaunch launch(const Run& run, const Attributes& attributes) {
   UltramemSparseLookup problem{};
-  problem.table = table_of(run, kTable);
+  problem.table = table_of(run, kScales, encoding_of(operators::kSparseLookup, attributes));
   problem.addresses = static_cast<const std::int64_t*>(run.input_data[kAddresses]);
   problem.scores = run.input_data[kScores];
   problem.output = run.output_data[kOutput];
-  problem.type = kernel_type(run.inputs[kScores].type);
+  problem.type = activation_type(run.inputs[kScores].type);
   problem.tokens = run.inputs[kScores].dims.d[0];
   problem.slots = run.inputs[kScores].dims.d[1];
   problem.cores = run.inputs[kScores].dims.d[2];
@@ -161,6 +175,20 @@ UltramemLaunch launch(const Run& run, const Attributes& attributes) {
 }  // namespace lookup
 
 }  // namespace
+
+Encoding encoding_of(const Operator& op, const Attributes& attributes) {
+  for (int a = 0; a < op.attribute_count; ++a) {
+    if (std::strcmp(op.attributes[a].name, "encoding") == 0) {
+      return static_cast<Encoding>(attributes[static_cast<std::size_t>(a)]);
+    }
+  }
+  return Encoding::kFloat;
+}
+
+std::int32_t input_count(const Operator& op, const Attributes& attributes) {
+  const bool optional = op.inputs[op.input_count - 1].optional;
+  return op.input_count - (optional && encoding_of(op, attributes) == Encoding::kFloat ? 1 : 0);
+}
 
 const std::vector<Adapter>& adapters() {
   // SparseLookup's tactics are the lanes that share a row: which is fastest depends on batch and device, so the builder

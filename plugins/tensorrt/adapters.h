@@ -10,11 +10,18 @@
 #include "../kernels/cuda/ultramem_cuda.h"
 #include "../operators.h"
 #include "../shapes.h"
+#include "types.h"
 
 namespace ultramem::tensorrt {
 
 // Attribute values in the order of the operator's description.
 using Attributes = std::vector<std::int64_t>;
+
+// How the operator's table is stored: its attribute `encoding`, kFloat where it has none.
+Encoding encoding_of(const Operator& op, const Attributes& attributes);
+
+// Inputs of a node: the optional scales are there exactly where the table is quantised.
+std::int32_t input_count(const Operator& op, const Attributes& attributes);
 
 // One run: sizes and types, and (for a launch alone) memory. In the order of the operator's description.
 struct Run {

@@ -18,11 +18,6 @@ using nvinfer1::PluginTensorDesc;
 constexpr std::int32_t kSuccess = 0;
 constexpr std::int32_t kFailure = 1;
 
-// Port number `position` of inputs and outputs counted through.
-const Port& port_at(const Operator& op, std::int32_t position) {
-  return position < op.input_count ? op.inputs[position] : op.outputs[position - op.input_count];
-}
-
 bool same_type(const Port& a, const Port& b) { return std::strcmp(a.type, b.type) == 0; }
 
 // The type of an output: that of the inputs which share its type variable, or the variable's only one.
@@ -31,11 +26,6 @@ DataType output_type(const Operator& op, const Port& output, const DataType* inp
     if (same_type(op.inputs[i], output)) return inputs[i];
   }
   return DataType::kINT64;
-}
-
-void require_inputs(const Operator& op, std::int32_t found) {
-  require(found == op.input_count, op,
-          "expected " + std::to_string(op.input_count) + " inputs, found " + std::to_string(found));
 }
 
 std::vector<Shape> shapes_of(const PluginTensorDesc* tensors, std::int32_t count) {
@@ -73,6 +63,16 @@ nvinfer1::IPluginV3* Plugin::clone() noexcept {
   });
 }
 
+const Port& Plugin::port_at(std::int32_t position) const {
+  return position < inputs() ? op().inputs[position] : op().outputs[position - inputs()];
+}
+
+void Plugin::require_inputs(std::int32_t found) const {
+  require(found == inputs(), op(),
+          "expected " + std::to_string(inputs()) + " inputs, found " + std::to_string(found) + " (" + attribute_text_ +
+              "; a quantised table comes with its scales, another without)");
+}
+
 const char* Plugin::getPluginName() const noexcept { return op().name; }
 
 const char* Plugin::getPluginVersion() const noexcept { return kPluginVersion; }
@@ -84,7 +84,7 @@ std::int32_t Plugin::getNbOutputs() const noexcept { return op().output_count; }
 std::int32_t Plugin::getOutputDataTypes(DataType* outputs, std::int32_t output_count, const DataType* inputs,
                                         std::int32_t input_count) const noexcept {
   return guarded(op().name, kFailure, [&] {
-    require_inputs(op(), input_count);
+    require_inputs(input_count);
     for (std::int32_t i = 0; i < output_count; ++i) outputs[i] = output_type(op(), op().outputs[i], inputs);
     return kSuccess;
   });
@@ -94,7 +94,7 @@ std::int32_t Plugin::getOutputShapes(const nvinfer1::DimsExprs* inputs, std::int
                                      const nvinfer1::DimsExprs*, std::int32_t, nvinfer1::DimsExprs* outputs,
                                      std::int32_t output_count, nvinfer1::IExprBuilder& builder) noexcept {
   return guarded(op().name, kFailure, [&] {
-    require_inputs(op(), input_count);
+    require_inputs(input_count);
     require(output_count == op().output_count, op(), "expected " + std::to_string(op().output_count) + " outputs");
     for (std::int32_t i = 0; i < input_count; ++i) {
       const Port& port = op().inputs[i];
@@ -110,12 +110,14 @@ std::int32_t Plugin::getOutputShapes(const nvinfer1::DimsExprs* inputs, std::int
 bool Plugin::supportsFormatCombination(std::int32_t position, const DynamicPluginTensorDesc* tensors,
                                        std::int32_t input_count, std::int32_t output_count) noexcept {
   const Operator& described = op();
-  if (input_count != described.input_count || output_count != described.output_count) return false;
-  const Port& port = port_at(described, position);
+  if (input_count != inputs() || output_count != described.output_count) return false;
+  const Port& port = port_at(position);
+  const Encoding encoding = encoding_of(described, attributes_);
   const PluginTensorDesc& tensor = tensors[position].desc;
-  if (tensor.format != nvinfer1::TensorFormat::kLINEAR || !is_allowed(described, port, tensor.type)) return false;
+  if (tensor.format != nvinfer1::TensorFormat::kLINEAR || !is_allowed(described, port, tensor.type, encoding))
+    return false;
   for (std::int32_t before = 0; before < position; ++before) {
-    if (same_type(port_at(described, before), port)) return tensors[before].desc.type == tensor.type;
+    if (same_type(port_at(before), port)) return tensors[before].desc.type == tensor.type;
   }
   return true;
 }
@@ -123,7 +125,7 @@ bool Plugin::supportsFormatCombination(std::int32_t position, const DynamicPlugi
 std::int32_t Plugin::configurePlugin(const DynamicPluginTensorDesc*, std::int32_t input_count,
                                      const DynamicPluginTensorDesc*, std::int32_t) noexcept {
   return guarded(op().name, kFailure, [&] {
-    require_inputs(op(), input_count);
+    require_inputs(input_count);
     return kSuccess;
   });
 }
@@ -131,7 +133,7 @@ std::int32_t Plugin::configurePlugin(const DynamicPluginTensorDesc*, std::int32_
 std::size_t Plugin::getWorkspaceSize(const DynamicPluginTensorDesc* inputs, std::int32_t input_count,
                                      const DynamicPluginTensorDesc*, std::int32_t) const noexcept {
   nvinfer1::Dims largest[sizeof op().inputs / sizeof *op().inputs];
-  for (std::int32_t i = 0; i < std::min(input_count, op().input_count); ++i) largest[i] = inputs[i].max;
+  for (std::int32_t i = 0; i < std::min(input_count, this->inputs()); ++i) largest[i] = inputs[i].max;
   return adapter_.workspace(largest, attributes_);
 }
 
@@ -160,6 +162,7 @@ std::int32_t Plugin::setTactic(std::int32_t tactic) noexcept {
 std::int32_t Plugin::onShapeChange(const PluginTensorDesc* inputs, std::int32_t input_count, const PluginTensorDesc*,
                                    std::int32_t) noexcept {
   return guarded(op().name, kFailure, [&] {
+    require_inputs(input_count);
     adapter_.check(BoundShapes(op(), shapes_of(inputs, input_count)), attributes_);
     return kSuccess;
   });

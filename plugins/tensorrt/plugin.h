@@ -61,6 +61,11 @@ class Plugin final : public nvinfer1::IPluginV3,
 
  private:
   const Operator& op() const { return adapter_.op; }
+  std::int32_t inputs() const { return input_count(op(), attributes_); }
+  // Port number `position` of inputs and outputs counted through.
+  const Port& port_at(std::int32_t position) const;
+  // Throws BadInput where a node has another number of inputs.
+  void require_inputs(std::int32_t found) const;
 
   const Adapter& adapter_;
   Attributes attributes_;

@@ -16,19 +16,29 @@ DataType host_type(ElementType type) {
     case ElementType::kBFloat16:
       return DataType::kBF16;
     case ElementType::kInt64:
+      return DataType::kINT64;
+    case ElementType::kInt8:
+      return DataType::kINT8;
+    case ElementType::kUint8:
       break;
   }
-  return DataType::kINT64;
+  return DataType::kUINT8;
 }
 
-// The type variable of activations, scores and outputs. ONNX Runtime's CPU kernels take no bfloat16 there; ours on the
-// device do.
+// The type variables of activations (scores, outputs) and of tables.
 constexpr char kActivation[] = "T";
+constexpr char kTable[] = "V";
+
+bool is_plain(DataType type) { return type == DataType::kFLOAT || type == DataType::kHALF || type == DataType::kBF16; }
 
 }  // namespace
 
-bool is_allowed(const Operator& op, const Port& port, DataType type) {
-  if (std::strcmp(port.type, kActivation) == 0 && type == DataType::kBF16) return true;
+bool is_allowed(const Operator& op, const Port& port, DataType type, Encoding encoding) {
+  if (std::strcmp(port.type, kActivation) == 0) return is_plain(type);
+  if (std::strcmp(port.type, kTable) == 0) {
+    if (encoding == Encoding::kFloat) return is_plain(type);
+    return type == DataType::kINT8 || (encoding == Encoding::kFloat8E4m3 && type == DataType::kFP8);
+  }
   for (int v = 0; v < op.type_count; ++v) {
     if (std::strcmp(op.types[v].name, port.type) != 0) continue;
     for (int a = 0; a < op.types[v].allowed_count; ++a) {
@@ -38,9 +48,23 @@ bool is_allowed(const Operator& op, const Port& port, DataType type) {
   return false;
 }
 
-UltramemType kernel_type(DataType type) {
+UltramemType activation_type(DataType type) {
   if (type == DataType::kFLOAT) return ULTRAMEM_FLOAT32;
   return type == DataType::kHALF ? ULTRAMEM_FLOAT16 : ULTRAMEM_BFLOAT16;
+}
+
+UltramemType table_type(DataType type, Encoding encoding) {
+  switch (encoding) {
+    case Encoding::kInt8:
+      return ULTRAMEM_INT8;
+    case Encoding::kInt4:
+      return ULTRAMEM_INT4;
+    case Encoding::kFloat8E4m3:
+      return ULTRAMEM_FLOAT8_E4M3;
+    case Encoding::kFloat:
+      break;
+  }
+  return activation_type(type);
 }
 
 }  // namespace ultramem::tensorrt

@@ -19,6 +19,12 @@ struct Half {
 struct BFloat16 {
   std::uint16_t bits;
 };
+struct Int8 {
+  std::int8_t code;
+};
+struct Float8 {
+  std::uint8_t bits;  // e4m3: no infinity, NaN where all but the sign is 1
+};
 
 ULTRAMEM_BLOCK float from_bits(std::uint32_t bits) {
   float value;
@@ -46,6 +52,16 @@ ULTRAMEM_BLOCK float to_float(Half value) {
   // Reading the bits as a float leaves the exponent 112 too small; the product mends it, subnormals included.
   return from_bits(sign | to_bits(from_bits(magnitude << 13) * 0x1p112f));
 #endif
+}
+
+ULTRAMEM_BLOCK float to_float(Int8 value) { return value.code; }
+
+ULTRAMEM_BLOCK float to_float(Float8 value) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x80u) << 24;
+  const std::uint32_t magnitude = value.bits & 0x7fu;
+  if (magnitude == 0x7fu) return from_bits(sign | 0x7fc00000u);
+  // Reading the bits as a float leaves the exponent 120 too small; the product mends it, subnormals included.
+  return from_bits(sign | to_bits(from_bits(magnitude << 20) * 0x1p120f));
 }
 
 ULTRAMEM_BLOCK void from_float(float value, float* out) { *out = value; }

@@ -13,7 +13,9 @@ inline bool is_activation_type(UltramemType type) {
 }
 
 inline bool is_sound(const UltramemTable& table) {
-  return table.rows >= 0 && table.width >= 0 && table.row_stride >= table.width;
+  if (table.rows < 0 || table.width < 0 || table.row_stride < table.width) return false;
+  if (table.type == ULTRAMEM_INT4 && table.row_stride % 2 != 0) return false;
+  return (table.scales != nullptr) == (table.type >= ULTRAMEM_INT8) || table.rows == 0;
 }
 
 inline bool is_sound(const UltramemSparseLookup& p) {

@@ -27,4 +27,20 @@ struct PlainRow {
   }
 };
 
+// Four bits a number, two a byte, the first in the low half.
+struct Int4Row {
+  static constexpr int kNumbers = 32;
+  static constexpr int kBits = 4;
+
+  ULTRAMEM_BLOCK static void decode(const Bytes16& bytes, float (&numbers)[kNumbers]) {
+    for (int i = 0; i < kNumbers; ++i) {
+      numbers[i] = static_cast<float>(static_cast<int>(bytes.words[i / 8] >> i % 8 * 4 & 15u) - 8);
+    }
+  }
+  ULTRAMEM_BLOCK static float at(const void* row, std::int64_t column) {
+    const int byte = static_cast<const std::uint8_t*>(row)[column / 2];
+    return static_cast<float>((column % 2 == 0 ? byte & 15 : byte >> 4) - 8);
+  }
+};
+
 }  // namespace ultramem::cuda

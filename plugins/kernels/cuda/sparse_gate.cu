@@ -15,19 +15,22 @@ constexpr int kStretch = 2048;  // numbers of x held in shared memory
 // Rows of one group of lanes: the slots first .. first + kRowsInFlight of the token, as far as they exist.
 struct Rows {
   const char* data[kRowsInFlight];  // null where there is no slot, or its address is bad
+  float scale[kRowsInFlight];
   std::int64_t first;
   int count;
 };
 
 template <typename Row>
 ULTRAMEM_BLOCK Rows rows_of(const UltramemSparseGate& p, std::int64_t token, std::int64_t first) {
-  Rows rows = {{}, first, 0};
+  Rows rows = {{}, {}, first, 0};
 #pragma unroll
   for (int r = 0; r < kRowsInFlight; ++r) {
     if (first + r >= p.slots) continue;
     const std::int64_t address = __ldg(p.addresses + token * p.slots + first + r);
-    rows.data[r] = address < 0 || p.table.rows == 0 ? nullptr : row_of<Row>(p.table, address % p.table.rows);
     rows.count = r + 1;
+    if (address < 0 || p.table.rows == 0) continue;
+    rows.data[r] = row_of<Row>(p.table, address % p.table.rows);
+    rows.scale[r] = scale_of(p.table, address % p.table.rows);
   }
   return rows;
 }
@@ -92,7 +95,9 @@ __global__ void __launch_bounds__(kThreads) sparse_gate_kernel(UltramemSparseGat
   }
 #pragma unroll
   for (int r = 0; r < kRowsInFlight; ++r) {
-    const float gate = activate(p.activation, sum_of_lanes(first[r], lanes), sum_of_lanes(second[r], lanes));
+    const float scale = rows.scale[r];
+    const float gate =
+        activate(p.activation, scale * sum_of_lanes(first[r], lanes), scale * sum_of_lanes(second[r], lanes));
     if (lane != 0 || r >= rows.count) continue;
     write(p.gate, p.type, token * p.slots + rows.first + r, rows.data[r] == nullptr ? nanf("") : gate);
   }

@@ -15,9 +15,15 @@ constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / 32;
 constexpr int kRowsInFlight = 4;
 
+// Blocks that a multiprocessor should hold: what registers allow (64 a thread, or 128 where a thread holds many sums).
+// Left to itself, ptxas aims higher and spills.
+template <typename Row, bool kWide>
+constexpr int kResident = kWide && Row::kNumbers > 8 ? 4 : 8;
+
 // The slots of one stretch of kThreads slots that name our virtual block, in their order.
 struct Kept {
   std::int64_t row[kThreads];
+  float scale[kThreads];
   std::int32_t slot[kThreads];
   std::int32_t in_warp[kWarps];
   std::int32_t bad;  // an address outside the table was seen
@@ -41,6 +47,7 @@ ULTRAMEM_BLOCK int keep_slots(const UltramemSparseLookup& p, std::int64_t token,
   }
   if (mine) {
     kept.row[before] = row;
+    kept.scale[before] = scale_of(p.table, row);
     kept.slot[before] = static_cast<std::int32_t>(slot - begin);
   }
   __syncthreads();
@@ -66,7 +73,7 @@ ULTRAMEM_BLOCK void add_rows(const UltramemSparseLookup& p, const Kept& kept, st
     if (first + r >= count) continue;
     const std::int64_t slot = share.token * p.slots + begin + kept.slot[first + r];
     Reader::load(row_of<Row>(p.table, kept.row[first + r]), share.column, loaded[r]);
-    weights[r] = read(p.scores, p.type, slot * p.cores + share.core);
+    weights[r] = read(p.scores, p.type, slot * p.cores + share.core) * kept.scale[first + r];
   }
 #pragma unroll
   for (int r = 0; r < kRowsInFlight; ++r) {
@@ -89,7 +96,8 @@ ULTRAMEM_BLOCK void write_sums(const UltramemSparseLookup& p, const float* sums,
 }
 
 template <typename Row, bool kWide>
-__global__ void __launch_bounds__(kThreads) sparse_lookup_kernel(UltramemSparseLookup p, int lanes, int chunks) {
+__global__ void __launch_bounds__(kThreads, kResident<Row, kWide>)
+    sparse_lookup_kernel(UltramemSparseLookup p, int lanes, int chunks) {
   using Reader = RowReader<Row, kWide>;
   constexpr int kNumbers = Reader::kNumbers;
   __shared__ Kept kept;

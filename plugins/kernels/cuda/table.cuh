@@ -35,6 +35,11 @@ struct RowReader {
   }
 };
 
+// What the codes of a row are multiplied with.
+ULTRAMEM_BLOCK float scale_of(const UltramemTable& table, std::int64_t row) {
+  return table.scales == nullptr ? 1.0f : __ldg(table.scales + row);
+}
+
 // Where a row begins.
 template <typename Row>
 ULTRAMEM_BLOCK const char* row_of(const UltramemTable& table, std::int64_t row) {
@@ -60,6 +65,15 @@ bool with_row(UltramemType type, const Launch& launch) {
       return true;
     case ULTRAMEM_BFLOAT16:
       launch(PlainRow<BFloat16>());
+      return true;
+    case ULTRAMEM_INT8:
+      launch(PlainRow<Int8>());
+      return true;
+    case ULTRAMEM_INT4:
+      launch(Int4Row());
+      return true;
+    case ULTRAMEM_FLOAT8_E4M3:
+      launch(PlainRow<Float8>());
       return true;
   }
   return false;

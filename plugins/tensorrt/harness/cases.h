@@ -28,7 +28,7 @@ struct Tensor {
 };
 
 struct Output {
-  std::vector<std::string> dims;  // "H*k" is the product of a free dimension and a field
+  std::vector<std::string> dims;  // "H*k" is the product of a free dimension and a field, "W*2" that with a number
   std::string kind;
 };
 

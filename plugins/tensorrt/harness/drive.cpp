@@ -51,8 +51,8 @@ struct Tensors {
 
 std::int64_t size_of(const std::string& dim, const Values& sizes) {
   const std::size_t star = dim.find('*');
-  if (star == std::string::npos) return sizes.at(dim);
-  return sizes.at(dim.substr(0, star)) * sizes.at(dim.substr(star + 1));
+  if (star != std::string::npos) return size_of(dim.substr(0, star), sizes) * size_of(dim.substr(star + 1), sizes);
+  return dim[0] <= '9' ? std::stoll(dim) : sizes.at(dim);
 }
 
 DynamicPluginTensorDesc tensor_of(const std::vector<std::string>& dims, DataType type, const Values& sizes) {
