@@ -10,6 +10,7 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kRowsInFlight = 4;
+constexpr int kResident = 6;    // blocks that a multiprocessor should hold: asked for more, ptxas spills
 constexpr int kStretch = 2048;  // numbers of x held in shared memory
 
 // Rows of one group of lanes: the slots first .. first + kRowsInFlight of the token, as far as they exist.
@@ -59,11 +60,12 @@ ULTRAMEM_BLOCK void add_dots(const Rows& rows, std::int64_t from, std::int64_t b
 
 ULTRAMEM_BLOCK float silu(float value) { return value / (1.0f + expf(-value)); }
 
-ULTRAMEM_BLOCK float activate(UltramemActivation activation, float first, float second) {
+// `before` is the sum of a swiglu row's first half, and means nothing elsewhere.
+ULTRAMEM_BLOCK float activate(UltramemActivation activation, float before, float sum) {
   constexpr float kInverseSqrt2 = 0.70710678118654752f;
-  if (activation == ULTRAMEM_GELU) return 0.5f * first * (1.0f + erff(first * kInverseSqrt2));
-  if (activation == ULTRAMEM_SILU) return silu(first);
-  return activation == ULTRAMEM_SWIGLU ? silu(first) * second : first;
+  if (activation == ULTRAMEM_GELU) return 0.5f * sum * (1.0f + erff(sum * kInverseSqrt2));
+  if (activation == ULTRAMEM_SILU) return silu(sum);
+  return activation == ULTRAMEM_SWIGLU ? silu(before) * sum : sum;
 }
 
 // The sum over a group of lanes, in every one of them.
@@ -72,32 +74,44 @@ ULTRAMEM_BLOCK float sum_of_lanes(float value, int lanes) {
   return value;
 }
 
+// The columns [begin, end) of the token's x, as float.
+ULTRAMEM_BLOCK void stage_x(const UltramemSparseGate& p, std::int64_t token, std::int64_t begin, std::int64_t end,
+                            float* x) {
+  for (std::int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
+    x[i - begin] = read(p.x, p.type, token * p.x_width + i);
+  }
+  __syncthreads();
+}
+
 template <typename Row, bool kWide>
-__global__ void __launch_bounds__(kThreads) sparse_gate_kernel(UltramemSparseGate p, int lanes, int chunks) {
+__global__ void __launch_bounds__(kThreads, kResident) sparse_gate_kernel(UltramemSparseGate p, int lanes, int chunks) {
   using Reader = RowReader<Row, kWide>;
   __shared__ __align__(16) float x[kStretch];
   const std::int64_t token = blockIdx.x / chunks, chunk = blockIdx.x % chunks;
   const int lane = threadIdx.x % lanes, group = threadIdx.x / lanes, groups = kThreads / lanes;
   const Rows rows = rows_of<Row>(p, token, (chunk * groups + group) * kRowsInFlight);
 
-  float first[kRowsInFlight] = {}, second[kRowsInFlight] = {};
-  for (std::int64_t begin = 0; begin < p.x_width; begin += kStretch) {
-    const std::int64_t end = begin + kStretch < p.x_width ? begin + kStretch : p.x_width;
-    for (std::int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
-      x[i - begin] = read(p.x, p.type, token * p.x_width + i);
+  // A swiglu row is two rows side by side: `first` keeps the sums of the one while the other's are made.
+  const int parts = p.activation == ULTRAMEM_SWIGLU ? 2 : 1;
+  float first[kRowsInFlight] = {}, sums[kRowsInFlight] = {};
+#pragma unroll 1
+  for (int part = 0; part < parts; ++part) {
+#pragma unroll
+    for (int r = 0; r < kRowsInFlight; ++r) {
+      first[r] = sums[r];
+      sums[r] = 0;
     }
-    __syncthreads();
-    add_dots<Reader, Row>(rows, 0, begin, end, x, lane, lanes, first);
-    if (p.activation == ULTRAMEM_SWIGLU) {
-      add_dots<Reader, Row>(rows, p.x_width, begin, end, x, lane, lanes, second);
+    for (std::int64_t begin = 0; begin < p.x_width; begin += kStretch) {
+      const std::int64_t end = begin + kStretch < p.x_width ? begin + kStretch : p.x_width;
+      stage_x(p, token, begin, end, x);
+      add_dots<Reader, Row>(rows, part * p.x_width, begin, end, x, lane, lanes, sums);
+      __syncthreads();
     }
-    __syncthreads();
   }
 #pragma unroll
   for (int r = 0; r < kRowsInFlight; ++r) {
-    const float scale = rows.scale[r];
-    const float gate =
-        activate(p.activation, scale * sum_of_lanes(first[r], lanes), scale * sum_of_lanes(second[r], lanes));
+    const float before = rows.scale[r] * sum_of_lanes(first[r], lanes);
+    const float gate = activate(p.activation, before, rows.scale[r] * sum_of_lanes(sums[r], lanes));
     if (lane != 0 || r >= rows.count) continue;
     write(p.gate, p.type, token * p.slots + rows.first + r, rows.data[r] == nullptr ? nanf("") : gate);
   }
