@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .errors import CheckFailed, ConfigError, InputError, UltraMemError
     from .inspection import inspect
     from .model.loading import load
-    from .pipeline import convert, diff, export, fold, generate, heal, patch, plan, upcycle, verify
+    from .pipeline import build, convert, diff, export, fold, generate, heal, patch, plan, upcycle, verify
     from .spec import ModelSpec
 
 _WHERE = {
@@ -24,6 +24,7 @@ _WHERE = {
     "InputError": "errors",
     "ModelSpec": "spec",
     "UltraMemError": "errors",
+    "build": "pipeline",
     "convert": "pipeline",
     "diff": "pipeline",
     "export": "pipeline",
@@ -44,6 +45,7 @@ __all__ = [
     "InputError",
     "ModelSpec",
     "UltraMemError",
+    "build",
     "convert",
     "diff",
     "export",
