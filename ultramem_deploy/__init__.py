@@ -15,7 +15,21 @@ if TYPE_CHECKING:
     from .errors import CheckFailed, ConfigError, InputError, UltraMemError
     from .inspection import inspect
     from .model.loading import load
-    from .pipeline import build, convert, diff, export, fold, generate, heal, patch, plan, upcycle, verify
+    from .pipeline import (
+        build,
+        bundle,
+        check_bundle,
+        convert,
+        diff,
+        export,
+        fold,
+        generate,
+        heal,
+        patch,
+        plan,
+        upcycle,
+        verify,
+    )
     from .spec import ModelSpec
 
 _WHERE = {
@@ -25,6 +39,8 @@ _WHERE = {
     "ModelSpec": "spec",
     "UltraMemError": "errors",
     "build": "pipeline",
+    "bundle": "pipeline",
+    "check_bundle": "pipeline",
     "convert": "pipeline",
     "diff": "pipeline",
     "export": "pipeline",
@@ -46,6 +62,8 @@ __all__ = [
     "ModelSpec",
     "UltraMemError",
     "build",
+    "bundle",
+    "check_bundle",
     "convert",
     "diff",
     "export",
