@@ -169,6 +169,8 @@ def memory_layout(layer: MemoryLayerSpec, spec: ModelSpec) -> dict[str, TensorSp
     layout = {name: TensorSpec(shape, "memory") for name, shape in shapes.items()}
     if layer.scoring == "tucker":
         layout |= {name: TensorSpec((layer.heads, rank), "buffer") for name in ("u", "v")}
+    if layer.routing:
+        layout["col_bias"] = TensorSpec((layer.col_keys,), "buffer")
     if layer.routing and layer.routing.selection_bias:
         layout[SELECTION_BIAS] = TensorSpec((layer.row_keys,), "buffer")
     if layer.shuffle:

@@ -207,8 +207,8 @@ class MemoryLayerSpec:
     `slots` is the layer's window of its table: row = (sigma mod slots + offset) mod table rows, block = sigma // slots,
     sigma = shuffle[virtual]. `expanded` marks a table whose rows are already projected (M*d numbers a virtual slot).
     With `routing` the hidden state itself meets the keys, without query and pre-query projections: rows are experts, a
-    router (row_keys) chooses among them, column keys add to the logarithm of a row's weight to choose within, and a
-    slot weighs as its row does.
+    router (row_keys) chooses among them, column keys and biases add to the logarithm of a row's weight to choose
+    within, and a slot weighs as its row does.
     A value whose sigma is `empty_slot` is chosen and counts as zero. `token_gate` multiplies the output by
     sigmoid(<w, hidden> + b), one number a token.
     """

@@ -70,6 +70,7 @@ class MemoryGraph:
         chosen, weights = self._chosen
         row = scattered(self.dialect, logits, chosen, g.op("Log", weights), NEVER)
         col = self.dialect.linear(hidden, g.weight(f"{self.prefix}.col_keys", (s.col_keys, s.key_width)))
+        col = g.op("Add", col, g.weight(f"{self.prefix}.col_bias"))
         return self._rank_two(g.reshape(row, -1, 1, 1, s.row_keys), g.reshape(col, -1, 1, 1, s.col_keys), names)
 
     def _routed_weights(self, hidden: str, indices: str) -> str:

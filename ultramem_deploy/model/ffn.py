@@ -71,14 +71,15 @@ class Experts(nn.Module):
         flat = x.flatten(0, -2)
         if not self.routed:
             return self._shared(flat).view_as(x)
-        out = self._routed_output(flat)
+        out = self.routed_output(flat)
         return (out + self._shared(flat) if self.spec.shared_width else out).view_as(x)
 
     def _shared(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.shared_expert(x)
         return self.shared_expert_gate(x).sigmoid() * out if self.spec.shared_gate else out
 
-    def _routed_output(self, x: torch.Tensor) -> torch.Tensor:
+    def routed_output(self, x: torch.Tensor) -> torch.Tensor:
+        """What the chosen experts add together, [T, d] of x [T, d]; what they share is left out."""
         chosen, weights = self.gate(x)
         out = torch.zeros_like(x)
         for expert in chosen.unique().tolist():

@@ -72,6 +72,7 @@ class MemoryLayer(nn.Module):
         if layer.routing:
             bias = nn.Parameter(torch.zeros(layer.row_keys)) if layer.routing.selection_bias else None
             self.register_parameter(SELECTION_BIAS, bias)
+            self.col_bias = nn.Parameter(torch.zeros(layer.col_keys))
         if table.pre_value_width and not layer.reads_hidden:
             width = table.pre_value_width // (2 if layer.gate_activation == "swiglu" else 1)
             self.pre_query = nn.Linear(hidden, width, bias=False)
@@ -124,7 +125,7 @@ class MemoryLayer(nn.Module):
         """Row and column scores [T, H, R, n], float32; additive keys become rank 2: [s, 1] and [1, s]."""
         s = self.spec
         if s.routing:
-            col = F.linear(hidden, self.col_keys[0, 0]).float()[:, None, None]
+            col = (F.linear(hidden, self.col_keys[0, 0]).float() + self.col_bias.float())[:, None, None]
             chosen, weights = self._routed(s.routing, hidden)
             row = torch.full((len(hidden), s.row_keys), NEVER, device=hidden.device)
             # A logarithm, so that a sum with a column's score ranks a product of weight and activity.
