@@ -19,7 +19,7 @@ def gathered_bytes(layer: MemoryLayerSpec, spec: ModelSpec) -> int:
 def scored_bytes(layer: MemoryLayerSpec) -> int:
     """Bytes a token of float32 scores in stages 1 and 2: H*((2R + 1)*(n_row + n_col) + (M + 1)*m^2)."""
     # A body multiplies the key scores by u and v into a second array before it sums over the rank.
-    rank = layer.rank if layer.scoring == "tucker" else 2
+    rank = 2 if layer.scoring == "additive" else layer.rank
     grid = (layer.cores + 1) * min(layer.top_m, layer.row_keys) * min(layer.top_m, layer.col_keys)
     return 4 * layer.heads * ((2 * rank + 1) * (layer.row_keys + layer.col_keys) + grid)
 
