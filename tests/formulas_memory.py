@@ -112,13 +112,18 @@ class _Layer:
         s, values = self.spec, self.table["values"]
         rows, width = values.shape
         blocks = np.zeros((s.blocks, width))
+        weighted = []
         for virtual, score in picked:
             sigma = int(self.own["shuffle"][virtual]) if s.shuffle else virtual
             if sigma == s.empty_slot:
                 continue
             block, slot = divmod(sigma, s.slots)
             row = (slot + s.offset) % rows
-            blocks[block] += np.repeat(score * self.gate(row, x), width // s.cores) * values[row]
+            weighted.append((block, row, score * self.gate(row, x)))
+        if s.kept_values:
+            weighted = sorted(weighted, key=lambda one: -abs(one[2][0]))[: s.kept_values]
+        for block, row, weight in weighted:
+            blocks[block] += np.repeat(weight, width // s.cores) * values[row]
         token_gate = 1 / (1 + np.exp(-self.linear("token_gate", x))) if s.token_gate else 1.0
         if s.expanded:
             return token_gate * blocks.sum(0).reshape(s.cores, self.hidden).sum(0)

@@ -167,6 +167,10 @@ def _layer_problems(layer: MemoryLayerSpec, spec: ModelSpec) -> list[str]:
         problems += _signed_problems(layer, spec.decoder.hidden_size)
     if layer.empty_slot is not None and not 0 <= layer.empty_slot < layer.virtual_slots:
         problems.append(f"empty_slot: expected 0 <= slot < {layer.virtual_slots}, found {layer.empty_slot}")
+    if layer.kept_values is not None and not (0 < layer.kept_values <= layer.taken and layer.cores == 1):
+        problems.append(
+            f"kept_values: expected one core and 1..{layer.taken} values, found {layer.cores} and {layer.kept_values}"
+        )
     if layer.output_gate_bias and not layer.output_gate:
         problems.append("output_gate_bias: given without output_gate")
     return problems + _layer_table_problems(layer, spec)

@@ -31,6 +31,8 @@ class MemoryGraph:
         addresses = self._addresses(sigma)
         if self.table.pre_value_width:
             scores = g.op("Mul", scores, g.op("Unsqueeze", self._gate(hidden, addresses), g.constant([2])))
+        if s.kept_values is not None:
+            addresses, scores = self._largest(addresses, scores, s.kept_values)
         looked_up = self._lookup(addresses, scores)
         return g.op("Identity", self._project(looked_up, hidden), out=f"{self.prefix}.output")
 
@@ -149,6 +151,14 @@ class MemoryGraph:
         activation = ACTIVATIONS.index(self.spec.gate_activation)
         return g.op(f"{DOMAIN}::SparseGate", table, addresses, x, activation=activation)
 
+    def _largest(self, addresses: str, scores: str, count: int) -> tuple[str, str]:
+        """The `count` addresses [T, count] and weights [T, count, 1] of largest magnitude."""
+        g = self.graph
+        flat = g.reshape(scores, -1, self.spec.taken)
+        best = g.ops("TopK", 2, g.op("Abs", flat), g.constant([count]), axis=1)[1]
+        kept = g.op("GatherElements", flat, best, axis=1)
+        return g.op("GatherElements", addresses, best, axis=1), g.reshape(kept, -1, count, 1)
+
     def _lookup(self, addresses: str, scores: str) -> str:
         s, g, name = self.spec, self.graph, f"tables.{self.spec.table}.values"
         if not s.expanded:
@@ -156,8 +166,8 @@ class MemoryGraph:
         # An expanded row is M rows of d numbers, one a core: the plain lookup on the same bytes, seen as [N*M, d].
         table = g.stored(name, (self.table.rows * s.cores, self.model.decoder.hidden_size))
         first = g.op("Unsqueeze", g.op("Mul", addresses, g.constant(s.cores)), g.constant([2]))
-        spread = g.reshape(g.op("Add", first, g.constant(np.arange(s.cores))), -1, s.taken * s.cores)
-        weights = g.reshape(scores, -1, s.taken * s.cores, 1)
+        spread = g.reshape(g.op("Add", first, g.constant(np.arange(s.cores))), -1, s.summed * s.cores)
+        weights = g.reshape(scores, -1, s.summed * s.cores, 1)
         return g.op(f"{DOMAIN}::SparseLookup", table, spread, weights, blocks=1)
 
     def _project(self, looked_up: str, hidden: str) -> str:

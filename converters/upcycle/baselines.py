@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from ultramem_deploy.model import UltraMemModel
-from ultramem_deploy.model.attention import GatedMLP
+from ultramem_deploy.model.ffn import GatedMLP
 
 from .calibration import BlockStatistics, ffns, neuron_values
-from .selection import BlockPlan, keep, scores
+from .selection import BlockPlan, keep, scores, used
 
 CLUSTER = 32  # neurons that are taken together, where an FFN has many
 _ROUNDS = 4
@@ -52,8 +52,8 @@ def selective(model: UltraMemModel, choices: list[Choice | None]) -> Iterator[No
 
 
 def equal_neurons(plan: BlockPlan, neurons: int) -> int:
-    """Whole neurons (three rows each) that cost what a planned block reads: a row a slot, two more a neuron taken."""
-    return min(neurons, len(plan.shared) + round((len(plan.slots) + 2 * plan.top_m) / 3))
+    """Whole neurons (three rows each) that cost what a block reads: keys, gates of what is retrieved, values kept."""
+    return min(neurons, len(plan.shared) + round((len(plan.slots) + plan.top_m + plan.kept) / 3))
 
 
 def baselines(
@@ -75,21 +75,25 @@ def oracle(mlp: GatedMLP, count: int) -> Choice:
     return lambda x, inner: keep(inner.abs() * norms, count)
 
 
-def fitted(mlp: GatedMLP, scale: torch.Tensor, count: int) -> Choice:
-    """What a memory with the scales of `selection.key_scales` retrieves."""
-    return lambda x, inner: keep(scores(mlp, scale, x), count)
+def fitted(mlp: GatedMLP, scale: torch.Tensor, top_m: int, kept: int) -> Choice:
+    """What a memory with the scales of `selection.key_scales` retrieves and keeps."""
+    return lambda x, inner: used(scores(mlp, scale, x), neuron_values(mlp, x)[0], top_m, kept)
 
 
 def _random_keys(plan: BlockPlan, mlp: GatedMLP) -> Choice:
-    """The plan's memory with its keys replaced by random ones; the shared neurons stay."""
+    """The plan's memory retrieving by random keys, keeping the largest of what it finds; the shared neurons stay."""
     generator = torch.Generator().manual_seed(plan.block)
     weight = mlp.up_proj.weight
     keys = torch.randn(weight.shape, generator=generator).to(weight.dtype)
+    norms = mlp.down_proj.weight.float().norm(dim=0)
 
     def choose(x: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
         score = F.linear(x, keys).float().abs()
         score[:, plan.shared] = torch.inf
-        return keep(score, len(plan.shared) + plan.top_m)
+        candidates = keep(score, len(plan.shared) + plan.top_m)
+        size = inner.abs() * norms * candidates
+        size[:, plan.shared] = torch.inf
+        return keep(size, len(plan.shared) + plan.kept)
 
     return choose
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ultramem_deploy.model import UltraMemModel
-from ultramem_deploy.model.attention import GatedMLP
+from ultramem_deploy.model.ffn import GatedMLP
 from ultramem_deploy.runtime.tokenizer import Tokenizer
 from ultramem_deploy.text import token_windows
 

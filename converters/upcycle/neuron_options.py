@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from ultramem_deploy.errors import InputError
@@ -15,6 +16,10 @@ class NeuronOptions:
     """How many of a block's FFN neurons a token may use, and on how much text that is fitted and measured."""
 
     active: float = field(default=0.5, metadata={"help": "Neurons a token uses, as a fraction of the FFN's."})
+    retrieve: float = field(
+        default=1.5,
+        metadata={"help": "Neurons retrieved for each that is used: of them the largest, computed exactly, are kept."},
+    )
     shared: float = field(
         default=0.0, metadata={"help": "Fraction kept as a small dense FFN: the neurons that matter most on average."}
     )
@@ -51,12 +56,16 @@ def check_neuron_options(spec: ModelSpec, options: NeuronOptions) -> None:
             f"upcycle: --method neurons: SparseGate computes {' and '.join(GATES)}, the model's activation is "
             f"{d.activation}"
         )
+    if d.experts:
+        raise InputError("upcycle: --method neurons: the model has mixtures of experts; it reads dense FFNs")
     if d.ffn_widths:
         raise InputError("upcycle: --method neurons: expected FFNs of one width; start from the dense model")
     if not 0 < options.active <= 1:
         raise InputError(f"--active: expected a fraction above 0, at most 1, found {options.active}")
     if not 0 <= options.shared < options.active:
         raise InputError(f"--shared: expected a fraction below --active ({options.active}), found {options.shared}")
+    if not 1 <= options.retrieve < math.inf:
+        raise InputError(f"--retrieve: expected at least 1, found {options.retrieve}")
     if not 0 <= options.error_budget < 1:
         raise InputError(f"--error-budget: expected 0 (not used) to 1, found {options.error_budget}")
     for name in ("calibration_tokens", "held_out_tokens"):

@@ -26,7 +26,7 @@ from .selection import (
     grid_counts,
     key_scales,
     parts,
-    scores,
+    retrieved,
     spread_by_error,
     spread_evenly,
     within_budget,
@@ -41,21 +41,19 @@ def plan_blocks(
     """The neurons of every block: which stay dense, which a memory holds and how many of those a token takes."""
     neurons = model.spec.decoder.intermediate_size
     shared_count = round(options.shared * neurons)
-    counts = grid_counts(neurons, shared_count)
+    counts = grid_counts(neurons, shared_count, options.retrieve)
+    pairs = [(retrieved(neurons - shared_count, count, options.retrieve), count) for count in counts]
     drafts, curves = [], []
     for mlp, block in zip(ffns(model), statistics, strict=True):
         scale = key_scales(mlp, block, exact_scales)
         shared = block.mean_importance.topk(shared_count).indices.sort().values
-        x = block.sample[:_CURVE_TOKENS]
-        score = scores(mlp, scale, x)
-        score[:, shared] = torch.inf
-        errors = error_curve(mlp, score, x, [count + shared_count for count in counts])
+        errors = error_curve(mlp, scale, shared, block.sample[:_CURVE_TOKENS], pairs)
         drafts.append((scale, shared))
         curves.append(dict(zip(counts, errors, strict=True)))
     chosen = _chosen(curves, options, neurons, shared_count)
     return [
-        _plan(block, scale, shared, neurons, top_m, curve[top_m], options.error_budget > 0)
-        for block, ((scale, shared), top_m, curve) in enumerate(zip(drafts, chosen, curves, strict=True))
+        _plan(block, scale, shared, kept, curve[kept], options)
+        for block, ((scale, shared), kept, curve) in enumerate(zip(drafts, chosen, curves, strict=True))
     ]
 
 
@@ -67,16 +65,18 @@ def _chosen(curves: list[dict[int, float]], options: NeuronOptions, neurons: int
 
 
 def _plan(
-    block: int, scale: torch.Tensor, shared: torch.Tensor, neurons: int, top_m: int, error: float, may_stay: bool
+    block: int, scale: torch.Tensor, shared: torch.Tensor, kept: int, error: float, options: NeuronOptions
 ) -> BlockPlan:
+    neurons = len(scale)
     slots = torch.tensor(sorted(set(range(neurons)) - set(shared.tolist())), dtype=torch.int64)
-    if may_stay and top_m == len(slots):
+    if options.error_budget and kept == len(slots):
         # Every neuron is needed: the FFN computes them with fewer bytes than a memory of all of them.
-        return BlockPlan(block, torch.arange(neurons), slots[:0], scale[:0], 0, 0, 0.0)
+        return BlockPlan(block, torch.arange(neurons), slots[:0], scale[:0], 0, 0, 0, 0.0)
+    top_m = retrieved(len(slots), kept, options.retrieve)
     rank = parts(len(slots), top_m)
     if rank is None:
         raise ValueError(f"no key grid for {top_m} of {len(slots)} slots: counts come from grid_counts")
-    return BlockPlan(block, shared, slots, scale[slots], top_m, rank, error)
+    return BlockPlan(block, shared, slots, scale[slots], top_m, kept, rank, error)
 
 
 def neuron_spec(spec: ModelSpec, plans: list[BlockPlan]) -> ModelSpec:
@@ -107,6 +107,7 @@ def _layer(spec: ModelSpec, plan: BlockPlan) -> MemoryLayerSpec:
         cores=1,
         blocks=2,
         sum_blocks=True,
+        kept_values=plan.kept if plan.kept < plan.top_m else None,
         gate_activation=GATES[spec.decoder.activation],  # type: ignore[arg-type]
         expanded=True,
     )

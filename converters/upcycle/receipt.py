@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ultramem_deploy.checkpoint.header import itemsize
 from ultramem_deploy.model import UltraMemModel
-from ultramem_deploy.model.attention import GatedMLP
+from ultramem_deploy.model.ffn import GatedMLP
 
 from .baselines import Choice, baselines, selective
 from .calibration import BlockStatistics, ffns, neuron_values
@@ -115,15 +115,16 @@ class _Inputs:
 
 
 def _block(plan: BlockPlan, dense: UltraMemModel, upcycled: UltraMemModel, x: torch.Tensor) -> dict[str, Any]:
-    """A block's numbers; recall is the share of the top-m most important slots, known exactly, that are retrieved."""
+    """A block's numbers; recall is the share of the slots that matter most, as many as are kept, that are retrieved."""
     neurons = dense.spec.decoder.intermediate_size
     facts: dict[str, Any] = {
         "block": plan.block,
         "shared": len(plan.shared),
         "slots": len(plan.slots),
         "top_m": plan.top_m,
+        "kept_values": plan.kept,
         "rank": plan.rank,
-        "active_fraction": (len(plan.shared) + plan.top_m) / neurons,
+        "active_fraction": (len(plan.shared) + plan.kept) / neurons,
     }
     if not plan.top_m:
         return facts | {"relative_error": 0.0, "recall": 1.0}
@@ -144,7 +145,7 @@ def _block(plan: BlockPlan, dense: UltraMemModel, upcycled: UltraMemModel, x: to
 def _recall(mlp: GatedMLP, plan: BlockPlan, addresses: torch.Tensor, x: torch.Tensor) -> float:
     _, inner = neuron_values(mlp, x)
     importance = (inner.abs() * mlp.down_proj.weight.float().norm(dim=0))[:, plan.slots]
-    wanted = keep(importance, plan.top_m)
+    wanted = keep(importance, plan.kept)
     found = torch.zeros_like(wanted).scatter_(1, addresses, 1.0)
     return float((wanted * found).sum() / wanted.sum())
 
@@ -152,8 +153,8 @@ def _recall(mlp: GatedMLP, plan: BlockPlan, addresses: torch.Tensor, x: torch.Te
 def costs(plans: list[BlockPlan], neurons: int, hidden: int, dtype: str) -> dict[str, Any]:
     """Neurons and bytes a token: of the FFNs as they were, and of what reads in their place (keys, gates, values)."""
     row = hidden * itemsize(dtype)
-    active = [len(p.shared) + p.top_m for p in plans]
-    read = [3 * len(p.shared) + len(p.slots) + 2 * p.top_m for p in plans]
+    active = [len(p.shared) + p.kept for p in plans]
+    read = [3 * len(p.shared) + len(p.slots) + p.top_m + p.kept for p in plans]
     return {
         "active_fraction": sum(active) / (neurons * len(plans)),
         "ffn_bytes_a_token": sum(read) * row,

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from ultramem_deploy.errors import InputError
-from ultramem_deploy.model.attention import GatedMLP
+from ultramem_deploy.model.ffn import GatedMLP
 
 from .calibration import BlockStatistics, neuron_values
 
@@ -21,8 +21,9 @@ STEPS = 16  # fractions tried are multiples of 1/16
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """What becomes of one FFN: `shared` neurons stay dense, `slots` become a memory of which a token takes `top_m`.
+    """What becomes of one FFN: `shared` neurons stay dense, `slots` become a memory.
 
+    A token retrieves `top_m` slots by their keys and sums the `kept` whose weight is largest.
     shared, slots: int64, ascending; scale: float64, one a slot; rank: parts of the memory's key grid; error: expected
     relative output error on the calibration text. A block with no slots keeps its FFN.
     """
@@ -32,6 +33,7 @@ class BlockPlan:
     slots: torch.Tensor
     scale: torch.Tensor
     top_m: int
+    kept: int
     rank: int
     error: float
 
@@ -66,15 +68,27 @@ def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float(part.mean())
 
 
+def used(score: torch.Tensor, gate: torch.Tensor, retrieved: int, count: int) -> torch.Tensor:
+    """1 at the neurons summed: of the `retrieved` best by score [T, N], the `count` largest by score times |gate|."""
+    candidates = keep(score, retrieved)
+    return candidates if count >= retrieved else keep(candidates * score * gate.abs(), count)
+
+
 @torch.no_grad()
-def error_curve(mlp: GatedMLP, score: torch.Tensor, x: torch.Tensor, counts: list[int]) -> list[float]:
-    """The relative output error where each token of x [T, d] uses the `count` best neurons of score [T, N]."""
-    _, inner = neuron_values(mlp, x)
-    down = mlp.down_proj.weight.float()
-    whole = F.linear(inner, down)
+def error_curve(
+    mlp: GatedMLP, scale: torch.Tensor, shared: torch.Tensor, x: torch.Tensor, counts: list[tuple[int, int]]
+) -> list[float]:
+    """The relative output error over tokens x [T, d] for each pair of slots retrieved and kept beside the shared."""
+    gate, inner = neuron_values(mlp, x)
+    slots = torch.ones(len(scale), dtype=torch.bool).index_fill_(0, shared, False)
+    score, gate, inner = scores(mlp, scale, x)[:, slots], gate[:, slots], inner[:, slots]
+    down = mlp.down_proj.weight.float()[:, slots]
+    whole, part = mlp(x), F.linear(inner, down)
     return [
-        0.0 if count >= score.shape[1] else relative_error(F.linear(inner * keep(score, count), down), whole)
-        for count in counts
+        0.0
+        if count >= score.shape[1]
+        else relative_error(whole - part + F.linear(inner * used(score, gate, retrieved, count), down), whole)
+        for retrieved, count in counts
     ]
 
 
@@ -84,9 +98,9 @@ def parts(slots: int, top_m: int) -> int | None:
     return next(fits, None)
 
 
-def allowed_counts(slots: int, counts: list[int]) -> list[int]:
-    """Those counts that some key grid can serve."""
-    return [count for count in counts if parts(slots, count) is not None]
+def retrieved(slots: int, count: int, factor: float) -> int:
+    """Slots retrieved for `count` that are kept."""
+    return min(slots, round(factor * count))
 
 
 def spread_evenly(curves: list[dict[int, float]], wanted: int) -> list[int]:
@@ -120,11 +134,15 @@ def within_budget(curves: list[dict[int, float]], budget: float) -> list[int]:
     return [min(count for count, error in curve.items() if error <= budget) for curve in curves]
 
 
-def grid_counts(neurons: int, shared: int) -> list[int]:
-    """Counts of a token's memory neurons to choose from: multiples of 1/16 of all neurons, less the shared ones."""
+def grid_counts(neurons: int, shared: int, factor: float) -> list[int]:
+    """Counts of a token's memory neurons to choose from: multiples of 1/16 of all neurons, less the shared ones.
+
+    Only those that some key grid serves. Raises InputError where not even all slots can be taken.
+    """
     slots = neurons - shared
     tried = {round(neurons * step / STEPS) - shared for step in range(1, STEPS + 1)}
-    counts = allowed_counts(slots, sorted(count for count in tried if 0 < count <= slots))
+    possible = sorted(count for count in tried if 0 < count <= slots)
+    counts = [count for count in possible if parts(slots, retrieved(slots, count, factor)) is not None]
     if slots not in counts:
         raise InputError(f"upcycle: {slots} neurons of a block are too few for a memory; choose a smaller --shared")
     return counts

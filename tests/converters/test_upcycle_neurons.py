@@ -23,7 +23,7 @@ from ultramem_deploy.inspection import inspect
 from ultramem_deploy.model import load
 from ultramem_deploy.pipeline import export, generate, heal, plan, upcycle, verify
 from ultramem_deploy.runtime.tokenizer import Tokenizer
-from ultramem_deploy.spec import ModelSpec
+from ultramem_deploy.spec import ExpertsSpec, ModelSpec
 from ultramem_deploy.text import load_corpus
 
 FAST: dict[str, Any] = {"calibration_tokens": 600, "held_out_tokens": 200}
@@ -62,9 +62,12 @@ def test_half_precision_weights_are_not_rounded_again(written: Written, text: Pa
     np.testing.assert_allclose(load(tmp_path / "out", "float32")(ids), load(dense, "float32")(ids), atol=EXACT)
 
 
-def test_a_token_gets_its_best_neurons_and_each_exactly(dense: Path, text: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("retrieve", [1.0, 1.5])
+def test_a_token_gets_its_best_neurons_and_each_exactly(
+    dense: Path, text: Path, tmp_path: Path, retrieve: float
+) -> None:
     """Against float64 NumPy on the source's rows: the memory's keys divided by the up rows are the scales."""
-    made(dense, tmp_path / "out", text, active=0.5, shared=0.25, spread="even")
+    made(dense, tmp_path / "out", text, active=0.5, shared=0.25, spread="even", retrieve=retrieve)
     model, source, new = load(tmp_path / "out"), Checkpoint.open(dense), Checkpoint.open(tmp_path / "out")
     x = np.random.default_rng(0).standard_normal((20, 32)).astype(np.float32)
     for block, layer in enumerate(model.memory_layers):
@@ -82,6 +85,9 @@ def test_a_token_gets_its_best_neurons_and_each_exactly(dense: Path, text: Path,
         chosen = np.zeros((20, 48), dtype=bool)
         chosen[:, is_shared] = True
         best = np.argsort(-score, axis=1)[:, : layer.spec.top_m]
+        weight = np.take_along_axis(score * np.abs(g / (1 + np.exp(-g)))[:, ~is_shared], best, 1)
+        assert (layer.spec.top_m, layer.spec.summed) == (round(12 * retrieve), 12)
+        best = np.take_along_axis(best, np.argsort(-weight, axis=1)[:, :12], 1)
         chosen[np.arange(20)[:, None], np.flatnonzero(~is_shared)[best]] = True
         wanted = np.where(chosen, inner, 0) @ down.T
         ffn = model.model.layers[block].mlp
@@ -111,9 +117,12 @@ def test_the_receipt_compares_with_what_reads_as_much(dense: Path, text: Path, t
     assert receipt["perplexity_ratio"] == pytest.approx(receipt["perplexity"] / receipt["perplexity_source"])
     assert set(receipt["baselines"]) == {"random_keys", "pruned_dense", "clusters"}
     assert 0 < receipt["kl"] < receipt["baselines"]["random_keys"]["kl"]
-    top_m = [block["top_m"] for block in receipt["blocks"]]
-    assert receipt["active_fraction"] == sum(top_m) / 96 <= 0.5
-    assert receipt["ffn_bytes_a_token"] == 4 * 32 * sum(48 + 2 * m for m in top_m)
+    kept = [block["kept_values"] for block in receipt["blocks"]]
+    assert receipt["active_fraction"] == sum(kept) / 96 <= 0.5
+    assert all(block["top_m"] == round(1.5 * block["kept_values"]) for block in receipt["blocks"])
+    assert receipt["ffn_bytes_a_token"] == 4 * 32 * sum(
+        48 + block["top_m"] + block["kept_values"] for block in receipt["blocks"]
+    )
     assert receipt["ffn_bytes_a_token_source"] == 4 * 32 * 3 * 96
     dense_ratio = [block["relative_error"] for block in receipt["blocks"]]
     assert all(0 < error < 1 for error in dense_ratio)
@@ -196,6 +205,7 @@ def test_clusters_are_balanced() -> None:
 REFUSED = {
     "active": ({"active": 1.5}, "--active: expected a fraction above 0"),
     "shared": ({"shared": 0.5}, "--shared: expected a fraction below --active"),
+    "retrieve": ({"retrieve": 0.5}, "--retrieve: expected at least 1"),
     "budget": ({"error_budget": 2.0}, "--error-budget"),
     "tokens": ({"calibration_tokens": 1}, "--calibration-tokens: expected at least 2"),
     "other": ({"knum": 4}, "unknown option 'knum'"),
@@ -214,6 +224,10 @@ SOURCES = {
     "memory": (b.V1, "already has 1 memory layers"),
     "post": (ModelSpec(b.decoder(norm_position="post")), "norms its FFNs' outputs"),
     "bias": (ModelSpec(b.decoder(mlp_bias=True)), "FFNs have biases"),
+    "experts": (
+        ModelSpec(b.decoder(experts=ExpertsSpec(layers=(0,), count=4, top_k=2, width=8))),
+        "has mixtures of experts",
+    ),
     "tanh": (ModelSpec(b.decoder(activation="gelu_tanh")), "the model's activation is gelu_tanh"),
 }
 

@@ -56,6 +56,8 @@ KINDS = {
     "pkm empty slot": changed(b.PKM, {"t": TableSpec(16, 16)}, row_keys=4, col_keys=4, slots=16, empty_slot=9),
     "pkm key norm": changed(b.PKM, key_norm=b.RMS),
     "signed": b.SIGNED,
+    "signed, some kept": changed(b.SIGNED, kept_values=5),
+    "v2 swiglu, some kept": changed(b.V2, gate_activation="swiglu", kept_values=3, cores=1),
     "signed, one part, every slot": changed(b.SIGNED, rank=1, row_keys=2, col_keys=24, top_m=24),
     "signed swiglu at an offset": changed(b.SIGNED, {"t": TableSpec(28, 32, 64)}, gate_activation="swiglu", offset=9),
     "signed without a gate": changed(b.SIGNED, {"t": TableSpec(28, 32)}, gate_activation="none", empty_slot=30),

@@ -112,6 +112,9 @@ class MemoryLayer(nn.Module):
             x = hidden if self.spec.scoring == "signed" else self.pre_query(hidden)
             gate = sparse_gate(table.pre_values, addresses, x.float(), ACTIVATIONS.index(self.spec.gate_activation))
             scores = scores * gate[..., None]
+        if self.spec.kept_values is not None:
+            best = scores[..., 0].abs().topk(self.spec.kept_values, dim=1).indices
+            addresses, scores = addresses.gather(1, best), scores.gather(1, best[..., None])
         return self._project(self._lookup(table, addresses, scores), hidden)
 
     def key_scores(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -58,10 +58,10 @@ def token_bytes(layer: MemoryLayerSpec, spec: ModelSpec, items: ItemBytes, batch
     no fold changes (query, gates, cores) is left out.
     """
     table = spec.tables[layer.table]
-    rows = table.value_width * items.values + table.pre_value_width * items.pre_values
-    shuffle = items.shuffle if layer.shuffle else 0
+    rows = layer.summed * table.value_width * items.values + layer.taken * table.pre_value_width * items.pre_values
+    shuffle = layer.taken * items.shuffle if layer.shuffle else 0
     once = projection_numbers(layer, spec) * items.output + key_numbers(layer) * items.keys
-    return layer.taken * (rows + shuffle) + once / batch
+    return rows + shuffle + once / batch
 
 
 def table_bytes(layer: MemoryLayerSpec, spec: ModelSpec, items: ItemBytes) -> int:

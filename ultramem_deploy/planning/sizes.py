@@ -50,5 +50,11 @@ def parameter_counts(spec: ModelSpec) -> dict[str, int]:
         active += size if tensor.role in ("dense", "memory") else 0
     if not spec.decoder.tie_embeddings:
         active -= spec.decoder.vocab_size * spec.decoder.hidden_size
-    rows = sum(s.taken * (spec.tables[s.table].value_width + spec.tables[s.table].pre_value_width) for s in spec.memory)
-    return {"parameters_total": total, "parameters_table": table, "parameters_active": active + rows}
+    active += sum(read_numbers(layer, spec) for layer in spec.memory)
+    return {"parameters_total": total, "parameters_table": table, "parameters_active": active}
+
+
+def read_numbers(layer: MemoryLayerSpec, spec: ModelSpec) -> int:
+    """Numbers of table rows that a token reads: pre-values of all that is taken, values of what is summed."""
+    table = spec.tables[layer.table]
+    return layer.taken * table.pre_value_width + layer.summed * table.value_width

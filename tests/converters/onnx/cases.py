@@ -87,6 +87,8 @@ MEMORIES = {
     "v1_no_ffn": replace(b.V1, decoder=b.decoder(ffn_widths=(0, 0))),
     "expanded_token_gate": _memory(b.EXPANDED, token_gate=True),
     "signed": b.SIGNED,
+    "signed_some_kept": _memory(b.SIGNED, kept_values=5),
+    "v2_some_kept": _memory(b.V2, kept_values=3, cores=1),
     "signed_no_ffn": replace(b.SIGNED, decoder=b.decoder(ffn_widths=(0, 20))),
     "expanded": b.EXPANDED,
     "expanded_gated": replace(_memory(b.EXPANDED, gate_activation="silu"), tables={"t": TableSpec(144, 64, 8)}),
