@@ -64,6 +64,16 @@ def memory_plus(**changes: Any) -> MemoryLayerSpec:
     return replace(base, **changes)
 
 
+def signed(**changes: Any) -> MemoryLayerSpec:
+    """Two parts of 12 neurons, both signs, a silu gate: what an upcycled FFN becomes."""
+    base = MemoryLayerSpec(
+        kind="ultramem_v2", read_block=0, write_block=0, heads=1, top_m=12, row_keys=4, col_keys=12, key_width=32,
+        table="t", slots=24, scoring="signed", cores=1, blocks=2, sum_blocks=True, gate_activation="silu",
+        expanded=True,
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
 V1 = ModelSpec(DECODER, (ultramem_v1(),), {"t": TableSpec(36, 16)})
 V2 = ModelSpec(
     DECODER, (ultramem_v2(), ultramem_v2(read_block=1, write_block=1, offset=0)), {"t": TableSpec(60, 16, 8)}
@@ -85,6 +95,7 @@ ROUTED = ModelSpec(
     {"t": TableSpec(48, 32, 64)},
 )  # fmt: skip
 """Six experts of eight neurons each, as a memory."""
+SIGNED = ModelSpec(DECODER, (signed(),), {"t": TableSpec(28, 32, 32)})
 PLAIN = ModelSpec(DECODER)
 
 

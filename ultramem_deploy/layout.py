@@ -143,11 +143,10 @@ def block_norm_names(d: DecoderSpec, block: int) -> tuple[str, ...]:
 def memory_layout(layer: MemoryLayerSpec, spec: ModelSpec) -> dict[str, TensorSpec]:
     """Tensors of one memory layer, without the `memory.{i}.` prefix; keys are [H, R, n, kdim]."""
     hidden, table = spec.decoder.hidden_size, spec.tables[layer.table]
-    rank = layer.rank if layer.scoring == "tucker" else 1
-    shapes: dict[str, tuple[int, ...]] = {
-        "row_keys": (layer.heads, rank, layer.row_keys, layer.key_width),
-        "col_keys": (layer.heads, rank, layer.col_keys, layer.key_width),
-    }
+    rank = layer.key_rank
+    shapes: dict[str, tuple[int, ...]] = {"col_keys": (layer.heads, rank, layer.col_keys, layer.key_width)}
+    if layer.scoring != "signed":
+        shapes["row_keys"] = (layer.heads, rank, layer.row_keys, layer.key_width)
     if not layer.reads_hidden:
         shapes["query.weight"] = (layer.query_heads * 2 * layer.key_width, hidden)
     for name, norm in (("query_norm", layer.query_norm), ("key_norm", layer.key_norm)):

@@ -60,6 +60,7 @@ def upcycle(
     out: str | Path,
     *,
     method: str = "identity",
+    text: str | Path | None = None,
     overwrite: bool = False,
     copy: bool = False,
     jobs: int | None = None,
@@ -67,15 +68,33 @@ def upcycle(
     progress: Progress | None = None,
     **sizes: Any,
 ) -> dict[str, Any]:
-    """Dense canonical checkpoint -> one with memory layers; `sizes` are the fields of `IdentityOptions`."""
+    """Dense canonical checkpoint -> one with memory layers.
+
+    `method` "identity" puts them beside the FFNs, `sizes` being the fields of `IdentityOptions`; "neurons" makes the
+    FFNs into them, fitted on `text`, `sizes` being the fields of `NeuronOptions`; "experts" does so with mixtures of
+    experts, `sizes` being the fields of `ExpertOptions`.
+    """
+    common: dict[str, Any] = {
+        "overwrite": overwrite, "copy": copy, "jobs": jobs, "memory_budget": _budget(memory_budget),
+        "progress": progress,
+    }  # fmt: skip
+    if method == "neurons":
+        from .converters.upcycle.neuron_options import NeuronOptions
+        from .converters.upcycle.neuron_stage import upcycle_neurons
+
+        return upcycle_neurons(Path(src), Path(out), text=_path(text), options=_options(NeuronOptions, sizes), **common)
+    if method == "experts":
+        from .converters.upcycle.expert_options import ExpertOptions
+        from .converters.upcycle.expert_stage import upcycle_experts
+
+        return upcycle_experts(Path(src), Path(out), text=_path(text), options=_options(ExpertOptions, sizes), **common)
     from .converters.upcycle.identity import IdentityOptions
     from .converters.upcycle.stage import upcycle_checkpoint
 
+    if text is not None:
+        raise InputError(f"--text: --method {method} reads no text; leave it out")
     options = _options(IdentityOptions, sizes)
-    return upcycle_checkpoint(
-        Path(src), Path(out), method=method, options=options, overwrite=overwrite, copy=copy, jobs=jobs,
-        memory_budget=_budget(memory_budget), progress=progress,
-    )  # fmt: skip
+    return upcycle_checkpoint(Path(src), Path(out), method=method, options=options, **common)
 
 
 def heal(

@@ -209,6 +209,10 @@ class MemoryLayerSpec:
     With `routing` the hidden state itself meets the keys, without query and pre-query projections: rows are experts, a
     router (row_keys) chooses among them, column keys and biases add to the logarithm of a row's weight to choose
     within, and a slot weighs as its row does.
+    Scoring "signed" reads the hidden state itself, without query and pre-query projections: slot n scores the magnitude
+    of <key_n, hidden> and weighs its value by <key_n, hidden>. Rows are the two signs (virtual blocks 0 and 1) times
+    `rank` parts of the slots, columns the slots of a part, so that top-m over the grid takes the largest magnitudes.
+    Of the K values taken, only the `kept_values` whose weight after the gate is largest in magnitude are summed.
     A value whose sigma is `empty_slot` is chosen and counts as zero. `token_gate` multiplies the output by
     sigmoid(<w, hidden> + b), one number a token.
     """
@@ -223,7 +227,7 @@ class MemoryLayerSpec:
     key_width: int
     table: str
     slots: int
-    scoring: Literal["tucker", "additive"] = "tucker"
+    scoring: Literal["tucker", "additive", "signed"] = "tucker"
     rank: int = 2
     cores: int = 2
     routing: RoutingSpec | None = None
@@ -243,6 +247,7 @@ class MemoryLayerSpec:
     output_bias: bool = False
     output_gate_bias: bool = False
     token_gate: bool = False
+    kept_values: int | None = None
 
     __pydantic_config__ = _STRICT
 
@@ -259,7 +264,17 @@ class MemoryLayerSpec:
     @property
     def reads_hidden(self) -> bool:
         """Whether keys and pre-values meet the hidden state itself, without projections."""
-        return self.routing is not None
+        return self.routing is not None or self.scoring == "signed"
+
+    @property
+    def summed(self) -> int:
+        """Values whose rows are read and summed a token."""
+        return self.taken if self.kept_values is None else self.kept_values
+
+    @property
+    def key_rank(self) -> int:
+        """R of the keys: how many vectors a key has."""
+        return 1 if self.scoring == "additive" else self.rank
 
     @property
     def output_blocks(self) -> int:

@@ -131,8 +131,8 @@ def _metric(x: torch.Tensor) -> torch.Tensor:
 def _assign(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The pairs (row, column) of least total cost. Raises InputError where SciPy is not installed."""
     try:
-        from scipy import optimize
+        from scipy.optimize import linear_sum_assignment
     except ImportError:
         raise InputError("--columns fitted: needs SciPy: pip install 'ultramem-deploy[upcycle]'") from None
-    rows, columns = optimize.linear_sum_assignment(cost)
+    rows, columns = linear_sum_assignment(cost)
     return rows, columns

@@ -54,14 +54,15 @@ class MemoryLayer(nn.Module):
     def __init__(self, layer: MemoryLayerSpec, model: ModelSpec) -> None:
         super().__init__()
         hidden, table = model.decoder.hidden_size, model.tables[layer.table]
-        rank = layer.rank if layer.scoring == "tucker" else 1
+        rank = layer.key_rank
         self.spec, self.table_spec, self.hidden_size = layer, table, hidden
         self.observer: Callable[[Retrieval], None] | None = None
+        if layer.scoring != "signed":
+            self.row_keys = nn.Parameter(torch.empty(layer.heads, rank, layer.row_keys, layer.key_width))
         if not layer.reads_hidden:
             self.query = nn.Linear(hidden, layer.query_heads * 2 * layer.key_width, bias=layer.query_bias)
         self.query_norm = Norm(layer.query_norm, layer.key_width) if layer.query_norm else None
         self.key_norm = Norm(layer.key_norm, layer.key_width) if layer.key_norm else None
-        self.row_keys = nn.Parameter(torch.empty(layer.heads, rank, layer.row_keys, layer.key_width))
         self.col_keys = nn.Parameter(torch.empty(layer.heads, rank, layer.col_keys, layer.key_width))
         if layer.scoring == "tucker":
             self.core = nn.Parameter(torch.empty(layer.cores, layer.heads, rank, rank))
@@ -119,6 +120,9 @@ class MemoryLayer(nn.Module):
             x = hidden if self.spec.reads_hidden else self.pre_query(hidden)
             gate = sparse_gate(table.pre_values, addresses, x.float(), ACTIVATIONS.index(self.spec.gate_activation))
             scores = scores * gate[..., None]
+        if self.spec.kept_values is not None:
+            best = scores[..., 0].abs().topk(self.spec.kept_values, dim=1).indices
+            addresses, scores = addresses.gather(1, best), scores.gather(1, best[..., None])
         return self._project(self._lookup(table, addresses, scores), hidden)
 
     def key_scores(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,6 +134,9 @@ class MemoryLayer(nn.Module):
             row = torch.full((len(hidden), s.row_keys), NEVER, device=hidden.device)
             # A logarithm, so that a sum with a column's score ranks a product of weight and activity.
             return _rank_two(row.scatter(1, chosen, weights.log())[:, None, None], col)
+        if s.scoring == "signed":
+            col = self._side_scores(hidden[:, None], self.col_keys)
+            return self._signs(col.device).expand(len(col), -1, -1, -1), col
         query = self.query(hidden).unflatten(-1, (s.query_heads, 2, s.key_width))
         query = self.query_norm(query) if self.query_norm else query
         row = self._side_scores(query[:, :, 0], self.row_keys)
@@ -152,6 +159,11 @@ class MemoryLayer(nn.Module):
         rows = torch.zeros(len(hidden), s.row_keys, device=hidden.device).scatter(1, chosen, weights)
         return rows.gather(1, indices // s.col_keys)[..., None]
 
+    def _signs(self, device: torch.device) -> torch.Tensor:
+        """Row scores [1, 1, R, 2R] of signed scoring: part r is +1 in row r and -1 in row R + r."""
+        eye = torch.eye(self.spec.rank, device=device)
+        return torch.cat([eye, -eye], dim=1)[None, None]
+
     def _side_scores(self, query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         keys = self.key_norm(keys) if self.key_norm else keys
         if self.spec.query_heads == 1:
@@ -160,11 +172,14 @@ class MemoryLayer(nn.Module):
         return torch.einsum("thd,hrnd->thrn", query, keys.to(query.dtype)).float()
 
     def factors(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """u, v [H, 2] and the cores [M, H, R, R]; additive scoring is u = [1, 0], v = [0, 1], core = identity."""
+        """u, v [H, R] and the cores [M, H, R, R]; additive scoring is u = [1, 0], v = [0, 1], core = identity."""
         if self.spec.scoring == "tucker":
             return self.u.float(), self.v.float(), self.core.float()
-        eye = torch.eye(2, device=device)
         heads = self.spec.heads
+        if self.spec.scoring == "signed":
+            ones = torch.ones(1, self.spec.rank, device=device)
+            return ones, ones, torch.eye(self.spec.rank, device=device)[None, None]
+        eye = torch.eye(2, device=device)
         return eye[0].repeat(heads, 1), eye[1].repeat(heads, 1), eye.repeat(1, heads, 1, 1)
 
     def weights(self, raw: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
@@ -172,6 +187,8 @@ class MemoryLayer(nn.Module):
         s = self.spec
         if s.score_function == "softmax":
             raw = F.softmax(raw.view(len(raw), s.heads, s.top_m, s.cores), dim=2).flatten(1, 2)
+        if s.scoring == "signed":
+            raw = torch.where((self._sigma(indices) < s.slots)[..., None], raw, -raw)
         if s.empty_slot is not None:
             raw = raw.masked_fill((self._sigma(indices) == s.empty_slot)[..., None], 0.0)
         return raw

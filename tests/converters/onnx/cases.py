@@ -90,6 +90,10 @@ MEMORIES = {
     "routed_partly": replace(b.ROUTED, memory=(replace(b.ROUTED.memory[0], top_m=13),)),
     "routed_groups": replace(b.ROUTED, memory=(replace(b.ROUTED.memory[0], routing=replace(GROUPS, groups=3)),)),
     "shared_alone": replace(b.ROUTED, decoder=b.decoder(experts=replace(SHARED, shared_gate=True))),
+    "signed": b.SIGNED,
+    "signed_some_kept": _memory(b.SIGNED, kept_values=5),
+    "v2_some_kept": _memory(b.V2, kept_values=3, cores=1),
+    "signed_no_ffn": replace(b.SIGNED, decoder=b.decoder(ffn_widths=(0, 20))),
     "expanded": b.EXPANDED,
     "expanded_gated": replace(_memory(b.EXPANDED, gate_activation="silu"), tables={"t": TableSpec(144, 64, 8)}),
 }
