@@ -17,6 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks import gpu_decode, gpu_operators
 from tests.ops import cases, checks, cuda_backend
 from tools.cuda_library import CudaLibrary
 
@@ -126,6 +127,20 @@ def test_refusals(host: CudaLibrary) -> None:
     ):
         with pytest.raises(RuntimeError, match="sparse_lookup: code 3"):
             host.sparse_lookup(wrong, **options)
+
+
+def test_the_benchmarks_run(host: CudaLibrary) -> None:
+    """Their arithmetic and their checks of what they time, on sizes that mean nothing."""
+    lookup = gpu_operators.lookup(host, "cpu", rows=50, tokens=4, bandwidth=1e9, width=32)
+    assert lookup.megabytes_read == 4 * 64 * 32 * 2 / 1e6 and lookup.share > 0
+    assert gpu_operators.topk(host, "cpu", tokens=1, keys=20, k=3).tokens == 1
+    shape = gpu_decode.Shape(
+        hidden=8, layers=1, memory_layers=2, side=4, keys=8, width=16, k=2, experts=3, expert_width=8
+    )
+    _, nbytes = gpu_decode.memory_step(host, "cpu", shape, batch=3)
+    assert nbytes == 2 * (3 * 2 * 2 * 16 * 2 + 2 * 3 * 2 * 2 * 8 * 4)
+    figure = gpu_decode.figure(host, "cpu", shape, batch=3, bandwidth=1e9)
+    assert figure.batch == 3 and figure.bound_share > 0 and figure.against_moe > 0
 
 
 def test_no_thread_races(tmp_path: Path) -> None:
