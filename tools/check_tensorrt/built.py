@@ -1,4 +1,4 @@
-"""What the build left behind: the plugin library, its harness, the kernels' library, ptxas's reports."""
+"""What the build left behind: libraries, the harness, ptxas's reports."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ def library(build: Path = BUILD) -> Path | None:
 def cuda_library(build: Path = BUILD) -> Path | None:
     """The kernels' C API on a GPU, or None."""
     return _file(build / "plugins" / "kernels" / "cuda" / "libultramem_cuda.so")
+
+
+def ort_cuda_library(build: Path = BUILD) -> Path | None:
+    """The kernels for ONNX Runtime's CUDA provider, or None."""
+    return _file(build / "plugins" / "onnxruntime" / "libultramem_ort_cuda.so")
 
 
 def harness(build: Path = BUILD) -> Path | None:
