@@ -120,6 +120,27 @@ def fold(
     )  # fmt: skip
 
 
+def quantize(
+    src: str | Path,
+    out: str | Path,
+    *,
+    tables: str,
+    text: str | Path | None = None,
+    overwrite: bool = False,
+    copy: bool = False,
+    jobs: int | None = None,
+    memory_budget: Budget = DEFAULT_BUDGET,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Store tables as int8, int4 or float8_e4m3; see `converters.quantize.stage.quantize_checkpoint`."""
+    from .converters.quantize.stage import quantize_checkpoint
+
+    return quantize_checkpoint(
+        Path(src), Path(out), tables=tables, text=_path(text), overwrite=overwrite, copy=copy, jobs=jobs,
+        memory_budget=_budget(memory_budget), progress=progress,
+    )  # fmt: skip
+
+
 def export(
     src: str | Path,
     out: str | Path,
@@ -146,10 +167,12 @@ def plan(
     batch: int | Sequence[int] = BATCHES,
     memory_budget: Budget = DEFAULT_BUDGET,
     calibrate: bool = False,
+    tables: str = "int8",
 ) -> dict[str, Any]:
     """What the stages would make of `src` and whether they fit, from headers and configurations alone.
 
-    `stage` None plans the chain that makes sense for `src`; `calibrate` measures the machine first, beside `src`.
+    `stage` None plans the chain that makes sense for `src`; `calibrate` measures the machine first, beside `src`;
+    `tables` is what stage "quantize" stores.
     Returns source, family, batches, memory_budget_bytes, layers, stages, profile, warnings and fits; sizes in bytes.
     Raises InputError for what cannot be planned; what does not fit is an answer, not an error.
     """
@@ -159,7 +182,7 @@ def plan(
     if calibrate:
         parent = Path(src).absolute().parent
         measure(parent if os.access(parent, os.W_OK) else None)
-    return forecast(Path(src), stage, _batches(batch), _budget(memory_budget))
+    return forecast(Path(src), stage, _batches(batch), _budget(memory_budget), tables)
 
 
 def verify(

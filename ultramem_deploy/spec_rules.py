@@ -17,7 +17,7 @@ def model_problems(spec: ModelSpec) -> list[str]:
     """Every broken rule of `spec`; empty where it describes a model that can run."""
     problems = _decoder_problems(spec.decoder)
     for name, table in spec.tables.items():
-        problems += _table_problems(name, table)
+        problems += _table_problems(name, table) + _storage_problems(name, table, spec)
     for index, layer in enumerate(spec.memory):
         problems += [f"memory.{index}.{p}" for p in _layer_problems(layer, spec)]
     used = {layer.table for layer in spec.memory}
@@ -80,6 +80,22 @@ def _table_problems(name: str, table: TableSpec) -> list[str]:
     if not _TABLE_NAME.fullmatch(name):
         problems.append(f"tables: a name is a letter and then letters, digits and _, found {name!r}")
     return problems
+
+
+def _storage_problems(name: str, table: TableSpec, spec: ModelSpec) -> list[str]:
+    """A quantised table's scales belong to the rows that its readers address, so these must be the same rows."""
+    if table.storage == "float":
+        return []
+    readers = [layer for layer in spec.memory if layer.table == name]
+    cores = {layer.cores if layer.expanded else 1 for layer in readers}
+    problems = []
+    if len(cores) > 1:
+        problems.append(f"tables.{name}.storage: {table.storage} needs readers that are all expanded alike or none")
+    widths = {"value_width": table.value_width // max(1, *cores), "pre_value_width": table.pre_value_width}
+    odd = [what for what, width in widths.items() if table.storage == "int4" and width % 2]
+    return problems + [
+        f"tables.{name}.{what}: int4 packs two numbers a byte, found rows of {widths[what]}" for what in odd
+    ]
 
 
 def _layer_problems(layer: MemoryLayerSpec, spec: ModelSpec) -> list[str]:

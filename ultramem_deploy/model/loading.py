@@ -20,22 +20,28 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def load(path: str | Path, dtype: str | None = None, device: str = "cpu") -> UltraMemModel:
     """The PyTorch model of a canonical checkpoint, in evaluation mode, without gradients.
 
-    dtype: "float32", "bfloat16" or "float16" converts the floating-point tensors; None keeps them as stored, mapped
-    from the files without a copy (where a source mixes dtypes in its decoder: the widest of them). Raises InputError
-    where a tensor is missing, left over or of another shape.
+    dtype: "float32", "bfloat16" or "float16" converts the floating-point tensors, but for quantised tables; None keeps
+    them as stored, mapped from the files without a copy (where a source mixes dtypes in its decoder: the widest of
+    them). Raises InputError where a tensor is missing, left over, of another shape, or stored as it must not be.
     """
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
     directory = Path(path)
-    spec = ModelSpec.load(directory)
-    checkpoint = Checkpoint.open(directory)
+    return load_checkpoint(ModelSpec.load(directory), Checkpoint.open(directory), dtype, device)
+
+
+def load_checkpoint(
+    spec: ModelSpec, checkpoint: Checkpoint, dtype: str | None = None, device: str = "cpu"
+) -> UltraMemModel:
+    """As `load`, of a checkpoint that is open already."""
     check_tensors(spec, checkpoint)
     with torch.device("meta"):
         model = UltraMemModel(spec)
     target = DTYPES[dtype] if dtype else None
     dense = target or _dense_dtype(spec, checkpoint)
+    wanted = {"dense": dense, "memory": target, "table": target, "buffer": target, "scales": None}
     state = {
-        name: _converted(checkpoint.torch(name), dense if tensor.role == "dense" else target, device)
+        name: _converted(checkpoint.torch(name), None if tensor.dtype else wanted[tensor.role], device)
         for name, tensor in tensor_layout(spec).items()
     }
     model.load_state_dict(state, strict=True, assign=True)
@@ -72,11 +78,13 @@ def check_tensors(spec: ModelSpec, checkpoint: Checkpoint) -> None:
     layout = tensor_layout(spec)
     where = checkpoint.path.name
     for name, expected in layout.items():
-        found = checkpoint.info(name).shape
-        if found != expected.shape:
+        found = checkpoint.info(name)
+        if found.shape != expected.shape:
             raise InputError(
-                f"{where}: tensor {name}: config.json asks for shape {list(expected.shape)}, found {list(found)}"
+                f"{where}: tensor {name}: config.json asks for shape {list(expected.shape)}, found {list(found.shape)}"
             )
+        if expected.dtype not in (None, found.dtype):
+            raise InputError(f"{where}: tensor {name}: config.json asks for {expected.dtype}, found {found.dtype}")
     extra = sorted(set(checkpoint.tensors) - set(layout))
     if extra:
         raise InputError(f"{where}: tensor {extra[0]} ({len(extra)} in all) is not part of the model in config.json")

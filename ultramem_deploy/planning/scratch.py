@@ -38,3 +38,13 @@ def projection_held(blocks: int, value_width: int, hidden: int) -> int:
 def key_scratch(shape: tuple[int, ...]) -> int:
     """Of normalising a chunk of float32 keys of `shape`: as stored, in float64, and its squares."""
     return chunk_elements(shape, "float32") * (4 + 8 + 8)
+
+
+QUANTIZE_BLOCK = 1 << 18
+"""Numbers that quantising takes at a time: its dozen passes over them stay within a core's second-level cache."""
+
+
+def quantize_scratch(elements: int, stored: str) -> int:
+    """Of encoding a chunk of `elements` numbers stored as `stored`: its codes once more, while they are joined, and a
+    block as stored and in five float32 arrays."""
+    return elements + QUANTIZE_BLOCK * (itemsize(stored) + 5 * 4)
