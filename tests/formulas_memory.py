@@ -58,7 +58,7 @@ class _Layer:
 
     def token(self, x: np.ndarray) -> tuple[np.ndarray, list[int], float]:
         s = self.spec
-        query = (self.own["query.weight"] @ x).reshape(s.query_heads, 2, s.key_width)
+        query = self.linear("query", x).reshape(s.query_heads, 2, s.key_width)
         query = norm(query, s.query_norm, self.own, "query_norm")
         picked: list[tuple[int, np.ndarray]] = []
         margins = []
@@ -67,6 +67,9 @@ class _Layer:
             picked += chosen
             margins.append(margin)
         return self.values(picked, x), [virtual for virtual, _ in picked], min(margins)
+
+    def linear(self, name: str, x: np.ndarray) -> np.ndarray:
+        return self.own[f"{name}.weight"] @ x + self.own.get(f"{name}.bias", 0.0)
 
     def head(self, head: int, query: np.ndarray) -> tuple[list[tuple[int, np.ndarray]], float]:
         """The kept (virtual index, score of every core), and the smallest margin of the three selections."""
@@ -101,15 +104,18 @@ class _Layer:
         blocks = np.zeros((s.blocks, width))
         for virtual, score in picked:
             sigma = int(self.own["shuffle"][virtual]) if s.shuffle else virtual
+            if sigma == s.empty_slot:
+                continue
             block, slot = divmod(sigma, s.slots)
             row = (slot + s.offset) % rows
             blocks[block] += np.repeat(score * self.gate(row, x), width // s.cores) * values[row]
+        token_gate = 1 / (1 + np.exp(-self.linear("token_gate", x))) if s.token_gate else 1.0
         if s.expanded:
-            return blocks[0].reshape(s.cores, self.hidden).sum(0)
+            return token_gate * blocks[0].reshape(s.cores, self.hidden).sum(0)
         together = blocks.sum(0) if s.sum_blocks else blocks.reshape(-1)
         if s.output_gate:
-            together = together * np.array([ACTIVATIONS["silu"](a) for a in self.own["output_gate.weight"] @ x])
-        return self.own["output.weight"] @ together
+            together = together * np.array([ACTIVATIONS["silu"](a) for a in self.linear("output_gate", x)])
+        return token_gate * self.linear("output", together)
 
     def gate(self, row: int, x: np.ndarray) -> float:
         if "pre_values" not in self.table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,8 +48,17 @@ def test_memory_layer(written: Written) -> None:
             "cores": 2,
             "table": "t",
             "folded": False,
+            "biases": [],
+            "token_gate": False,
+            "empty_slot": None,
         }
     ]
+
+
+def test_biases_and_an_empty_slot(written: Written) -> None:
+    layer = replace(builders.PLUS.memory[0], query_bias=True, output_bias=True, token_gate=True, empty_slot=7)
+    (found,) = inspect(written(replace(builders.PLUS, memory=(layer,))))["memory_layers"]
+    assert (found["biases"], found["token_gate"], found["empty_slot"]) == (["query", "output"], True, 7)
 
 
 def test_a_window_of_a_shared_table_counts_its_own_slots(written: Written) -> None:

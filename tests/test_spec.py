@@ -19,6 +19,7 @@ from ultramem_deploy.spec import ModelSpec, RopeSpec
 DENSE = {
     "plain": b.DECODER,
     "windows": b.decoder(sliding_window=4, sliding_layers=(0, 1)),
+    "widths": b.decoder(ffn_widths=(0, 7), lm_head_bias=True),
     "llama3": b.decoder(rope=RopeSpec(5e5, "llama3", 8.0, 1.0, 4.0, 8192)),
 }
 
@@ -73,16 +74,36 @@ def test_every_wrong_type_is_reported_at_once() -> None:
     assert len(found) == len(BROKEN)
 
 
+def test_later_fields_have_defaults() -> None:
+    """A description from before they existed reads as it did."""
+    old = config()
+    later = {"decoder": ["ffn_widths", "lm_head_bias"], "memory": _LATER}
+    for layer in old["memory"]:
+        for name in later["memory"]:
+            del layer[name]
+    for name in later["decoder"]:
+        del old["decoder"][name]
+    assert ModelSpec.from_config(old) == b.V2
+
+
+def test_ffn_widths() -> None:
+    found = problems(config(decoder__ffn_widths=[-1, 3], decoder__lm_head_bias=True, decoder__tie_embeddings=True))
+    assert "decoder.ffn_widths: must not be negative, found -1 for block 0" in found
+    assert "decoder.lm_head_bias: tied embeddings have no output projection to add a bias to" in found
+
+
 @pytest.mark.parametrize("key", ["surprise", "decoder__rope__base", "memory__1__shufle"])
 def test_unknown_keys(key: str) -> None:
     assert problems(config(**{key: 1})) == [f"{key.replace('__', '.')}: unknown key"]
 
 
+_LATER = ["empty_slot", "query_bias", "output_bias", "output_gate_bias", "token_gate"]
 SPARE = {"rows": 1, "value_width": 1}
 RULES: dict[str, tuple[Any, str]] = {
     "decoder__hidden_size": (0, "decoder.hidden_size: must be positive, found 0"),
     "decoder__num_kv_heads": (3, "decoder.num_kv_heads: must divide num_heads (4), found 3"),
     "decoder__head_dim": (15, "decoder.head_dim: rotary positions need an even size, found 15"),
+    "decoder__ffn_widths": ([48], "decoder.ffn_widths: expected 2 numbers or none, found 1"),
     "decoder__clip_qkv": (-1.0, "decoder.clip_qkv: must be positive, found -1.0"),
     "decoder__sliding_layers": ([0], "decoder.sliding_layers: given without sliding_window"),
     "decoder__norm__eps": (float("nan"), "decoder.norm.eps: must be positive, found nan"),
@@ -93,6 +114,8 @@ RULES: dict[str, tuple[Any, str]] = {
     "memory__0__query_heads": (3, "memory.0.query_heads: must be 1 or heads (2), found 3"),
     "memory__0__key_norm__eps": (0.0, "memory.0.key_norm.eps: must be positive, found 0.0"),
     "memory__0__scoring": ("additive", "memory.0.cores: additive scoring has 1, found 2"),
+    "memory__0__empty_slot": (144, "memory.0.empty_slot: expected 0 <= slot < 144, found 144"),
+    "memory__0__output_gate_bias": (True, "memory.0.output_gate_bias: given without output_gate"),
     "memory__0__cores": (3, "memory.0.cores: must divide the value width 16, found 3"),
     "memory__0__offset": (60, "memory.0.offset: expected 0 <= offset < 60, found 60"),
     "memory__0__table": ("u", "memory.0.table: no table named 'u'"),
@@ -129,7 +152,8 @@ def test_gates(width: int, activation: str, message: str) -> None:
 
 def test_expanded_layers() -> None:
     found = problems(config(memory__0__expanded=True))
-    assert "memory.0.expanded: an expanded layer has one block, no shuffle and no output gate" in found
+    said = "memory.0.expanded: an expanded layer has one block, no shuffle, no output gate and no output bias"
+    assert said in found
     assert "memory.0.expanded: table 't' must have cores*hidden_size = 64 columns, found 16" in found
 
 

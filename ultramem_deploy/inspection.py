@@ -60,7 +60,11 @@ def inspect(path: str | Path) -> dict[str, Any]:
 
 
 def memory_layer(layer: MemoryLayerSpec, spec: ModelSpec) -> dict[str, Any]:
-    """The sizes of one memory layer; physical_slots are the rows of its window of the table."""
+    """The sizes of one memory layer; physical_slots are the rows of its window of the table.
+
+    biases names its linear layers that have one; empty_slot is the physical position that counts as zero, or None.
+    """
+    biases = {"query": layer.query_bias, "output_gate": layer.output_gate_bias, "output": layer.output_bias}
     return {
         "read_block": layer.read_block,
         "write_block": layer.write_block,
@@ -74,6 +78,9 @@ def memory_layer(layer: MemoryLayerSpec, spec: ModelSpec) -> dict[str, Any]:
         "cores": layer.cores,
         "table": layer.table,
         "folded": layer.folded,
+        "biases": [name for name, there in biases.items() if there],
+        "token_gate": layer.token_gate,
+        "empty_slot": layer.empty_slot,
     }
 
 

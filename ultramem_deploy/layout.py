@@ -62,24 +62,29 @@ def decoder_shapes(d: DecoderSpec) -> dict[str, tuple[int, ...]]:
     """Shapes of the dense decoder's tensors."""
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (d.vocab_size, d.hidden_size)}
     for i in range(d.num_layers):
-        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in _block_shapes(d).items()}
+        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in _block_shapes(d, i).items()}
     shapes |= _norm_shapes("model.norm", d.norm, d.hidden_size)
     if not d.tie_embeddings:
-        shapes["lm_head.weight"] = (d.vocab_size, d.hidden_size)
+        shapes |= _linear_shapes("lm_head", d.vocab_size, d.hidden_size, d.lm_head_bias)
     return shapes
 
 
-def _block_shapes(d: DecoderSpec) -> dict[str, tuple[int, ...]]:
+def _block_shapes(d: DecoderSpec, block: int) -> dict[str, tuple[int, ...]]:
     q_size, kv_size = d.num_heads * d.head_dim, d.num_kv_heads * d.head_dim
     shapes: dict[str, tuple[int, ...]] = {}
     for name, out in (("q", q_size), ("k", kv_size), ("v", kv_size)):
         shapes |= _linear_shapes(f"self_attn.{name}_proj", out, d.hidden_size, d.qkv_bias)
     shapes |= _linear_shapes("self_attn.o_proj", d.hidden_size, q_size, d.attention_output_bias)
-    for name in ("gate", "up"):
-        shapes |= _linear_shapes(f"mlp.{name}_proj", d.intermediate_size, d.hidden_size, d.mlp_bias)
-    shapes |= _linear_shapes("mlp.down_proj", d.hidden_size, d.intermediate_size, d.mlp_bias)
-    for name in block_norm_names(d):
-        shapes |= _norm_shapes(name, d.norm, d.hidden_size)
+    width = d.ffn_width(block)
+    if width:
+        for name in ("gate", "up"):
+            shapes |= _linear_shapes(f"mlp.{name}_proj", width, d.hidden_size, d.mlp_bias)
+        shapes |= _linear_shapes("mlp.down_proj", d.hidden_size, width, d.mlp_bias)
+    attention_norm, ffn_norm = block_norm_names(d)
+    shapes |= _norm_shapes(attention_norm, d.norm, d.hidden_size)
+    # A norm before the FFN makes what a memory layer reads, FFN or none; one behind it has nothing to norm.
+    if width or d.norm_position == "pre":
+        shapes |= _norm_shapes(ffn_norm, d.norm, d.hidden_size)
     if d.qk_norm != "none":
         per_head = d.qk_norm == "head"
         shapes |= _norm_shapes("self_attn.q_norm", d.norm, d.head_dim if per_head else q_size)
@@ -115,6 +120,10 @@ def memory_layout(layer: MemoryLayerSpec, spec: ModelSpec) -> dict[str, TensorSp
         shapes["output_gate.weight"] = (table.value_width, hidden)
     if not layer.expanded:
         shapes["output.weight"] = (hidden, layer.output_blocks * table.value_width)
+    biases = {"query": layer.query_bias, "output_gate": layer.output_gate_bias, "output": layer.output_bias}
+    shapes |= {f"{name}.bias": shapes[f"{name}.weight"][:1] for name, there in biases.items() if there}
+    if layer.token_gate:
+        shapes |= _linear_shapes("token_gate", 1, hidden, True)
     layout = {name: TensorSpec(shape, "memory") for name, shape in shapes.items()}
     if layer.scoring == "tucker":
         layout |= {name: TensorSpec((layer.heads, rank), "buffer") for name in ("u", "v")}

@@ -56,7 +56,11 @@ class RopeSpec:
 
 @dataclass(frozen=True)
 class DecoderSpec:
-    """A decoder-only transformer with gated FFNs. `vocab_size` counts embedding rows, hence logit columns."""
+    """A decoder-only transformer with gated FFNs. `vocab_size` counts embedding rows, hence logit columns.
+
+    `ffn_widths` gives each block's FFN width where they differ: 0 is a block without one, and without the norm behind
+    it where norms stand after. Empty: `intermediate_size` everywhere.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -78,8 +82,14 @@ class DecoderSpec:
     sliding_window: int | None = None
     sliding_layers: tuple[int, ...] = ()
     tie_embeddings: bool = False
+    ffn_widths: tuple[int, ...] = ()
+    lm_head_bias: bool = False
 
     __pydantic_config__ = _STRICT
+
+    def ffn_width(self, block: int) -> int:
+        """Inner width of a block's FFN; 0 where it has none."""
+        return self.ffn_widths[block] if self.ffn_widths else self.intermediate_size
 
 
 @dataclass(frozen=True)
@@ -103,6 +113,8 @@ class MemoryLayerSpec:
 
     `slots` is the layer's window of its table: row = (sigma mod slots + offset) mod table rows, block = sigma // slots,
     sigma = shuffle[virtual]. `expanded` marks a table whose rows are already projected (M*d numbers a virtual slot).
+    A value whose sigma is `empty_slot` is chosen and counts as zero. `token_gate` multiplies the output by
+    sigmoid(<w, hidden> + b), one number a token.
     """
 
     kind: MemoryKind
@@ -129,6 +141,11 @@ class MemoryLayerSpec:
     gate_activation: GateActivation = "none"
     output_gate: bool = False
     expanded: bool = False
+    empty_slot: int | None = None
+    query_bias: bool = False
+    output_bias: bool = False
+    output_gate_bias: bool = False
+    token_gate: bool = False
 
     __pydantic_config__ = _STRICT
 

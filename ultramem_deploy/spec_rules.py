@@ -42,7 +42,7 @@ def _decoder_problems(d: DecoderSpec) -> list[str]:
         "max_positions", "clip_qkv", "sliding_window",
     )  # fmt: skip
     problems = _not_positive({name: getattr(d, name) for name in names}, "decoder.")
-    problems += _norm_problems("decoder.norm", d.norm) + _rope_problems(d.rope)
+    problems += _norm_problems("decoder.norm", d.norm) + _rope_problems(d.rope) + _ffn_problems(d)
     if d.num_kv_heads > 0 and d.num_heads % d.num_kv_heads:
         problems.append(f"decoder.num_kv_heads: must divide num_heads ({d.num_heads}), found {d.num_kv_heads}")
     if d.head_dim % 2:
@@ -51,6 +51,19 @@ def _decoder_problems(d: DecoderSpec) -> list[str]:
         problems.append("decoder.sliding_layers: given without sliding_window")
     outside = [i for i in d.sliding_layers if not 0 <= i < d.num_layers]
     return problems + [f"decoder.sliding_layers: layer {i} outside 0..{d.num_layers - 1}" for i in outside]
+
+
+def _ffn_problems(d: DecoderSpec) -> list[str]:
+    problems = [
+        f"decoder.ffn_widths: must not be negative, found {width} for block {block}"
+        for block, width in enumerate(d.ffn_widths)
+        if width < 0
+    ]
+    if d.ffn_widths and len(d.ffn_widths) != d.num_layers:
+        problems.append(f"decoder.ffn_widths: expected {d.num_layers} numbers or none, found {len(d.ffn_widths)}")
+    if d.lm_head_bias and d.tie_embeddings:
+        problems.append("decoder.lm_head_bias: tied embeddings have no output projection to add a bias to")
+    return problems
 
 
 def _norm_problems(where: str, norm: NormSpec | None) -> list[str]:
@@ -119,6 +132,10 @@ def _layer_problems(layer: MemoryLayerSpec, spec: ModelSpec) -> list[str]:
         problems.append(f"query_heads: must be 1 or heads ({layer.heads}), found {layer.query_heads}")
     if layer.scoring == "additive" and layer.cores != 1:
         problems.append(f"cores: additive scoring has 1, found {layer.cores}")
+    if layer.empty_slot is not None and not 0 <= layer.empty_slot < layer.virtual_slots:
+        problems.append(f"empty_slot: expected 0 <= slot < {layer.virtual_slots}, found {layer.empty_slot}")
+    if layer.output_gate_bias and not layer.output_gate:
+        problems.append("output_gate_bias: given without output_gate")
     return problems + _layer_table_problems(layer, spec)
 
 
@@ -153,6 +170,6 @@ def _expanded_problems(layer: MemoryLayerSpec, table: TableSpec, hidden: int) ->
             f"expanded: table {layer.table!r} must have cores*hidden_size = {layer.cores * hidden} columns, "
             f"found {table.value_width}"
         )
-    if layer.blocks != 1 or layer.shuffle or layer.output_gate:
-        problems.append("expanded: an expanded layer has one block, no shuffle and no output gate")
+    if layer.blocks != 1 or layer.shuffle or layer.output_gate or layer.output_bias:
+        problems.append("expanded: an expanded layer has one block, no shuffle, no output gate and no output bias")
     return problems

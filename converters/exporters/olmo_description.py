@@ -11,7 +11,7 @@ from ultramem_deploy.errors import ConfigError
 from ultramem_deploy.official.description import decoder_spec, memory_spec, table_name
 from ultramem_deploy.official.model import KINDS, Official
 from ultramem_deploy.official.placement import FULL, NO_MEMORY, Placement, parse_paths
-from ultramem_deploy.spec import DecoderSpec, MemoryLayerSpec, ModelSpec, NormSpec
+from ultramem_deploy.spec import MemoryLayerSpec, ModelSpec, NormSpec
 
 _NORM_TYPES = {"rms": "rms", "layer": "default"}
 
@@ -38,7 +38,10 @@ def official_model(spec: ModelSpec, where: str) -> Official:
     ]
     if lost:
         raise ConfigError(where, lost)
-    problems = list(_differences("decoder", _plain(decoder_spec(model)), _plain(spec.decoder)))
+    ours = decoder_spec(model)
+    # A missing bias of the output projection is written as zeros.
+    theirs = replace(spec.decoder, lm_head_bias=ours.lm_head_bias or spec.decoder.lm_head_bias)
+    problems = list(_differences("decoder", asdict(ours), asdict(theirs)))
     layers, tables = memory_spec(model)
     names = {layer.table: table_name(model, i) for i, layer in _enumerated(spec)}
     if len(set(names.values())) != len(names):
@@ -54,10 +57,6 @@ def official_model(spec: ModelSpec, where: str) -> Official:
 
 def _enumerated(spec: ModelSpec) -> Iterable[tuple[int, MemoryLayerSpec]]:
     return enumerate(spec.memory)
-
-
-def _plain(decoder: DecoderSpec) -> dict[str, Any]:
-    return asdict(decoder)
 
 
 def _differences(where: str, ours: dict[str, Any], found: dict[str, Any]) -> Iterable[str]:

@@ -57,6 +57,7 @@ class ExpandedLayer:
                     product = products[: len(tile)]
                     np.matmul(values[:, core * width : (core + 1) * width], weight[p, core], out=product)
                     out[tile, core] = cast(where, product, dtype)
+        out[slots.empty(start, stop)] = 0
         return out.reshape(stop - start, -1)
 
 

@@ -37,5 +37,13 @@ class Slots:
         return block, (sigma % layer.slots + layer.offset) % self.table.rows
 
     def rows(self, part: str, start: int, stop: int) -> np.ndarray:
-        """Rows of the table's `part` ("values" or "pre_values") in retrieval order."""
-        return self.source.gather(f"tables.{self.layer.table}.{part}", self.block_and_row(start, stop)[1])
+        """Rows of the table's `part` ("values" or "pre_values") in retrieval order; zeros for the empty slot."""
+        rows = self.source.gather(f"tables.{self.layer.table}.{part}", self.block_and_row(start, stop)[1])
+        rows[self.empty(start, stop)] = 0
+        return rows
+
+    def empty(self, start: int, stop: int) -> np.ndarray:
+        """Positions in [start, stop) of the slot that counts as zero; nothing where the layer has none."""
+        if self.layer.empty_slot is None:
+            return np.empty(0, np.int64)
+        return np.flatnonzero(self.sigma(start, stop) == self.layer.empty_slot)

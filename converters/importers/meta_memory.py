@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from .huggingface import WEIGHT_DTYPES
 from .matching import NameMap, match_tensors
 from .meta_memory_config import FAMILY, MetaMemory, model_section, read_params
 from .training_weights import open_weights
-from .views import Array, constant, whole
+from .views import Array, whole
 
 _BLOCK = {
     "self_attn.q_proj": "attention.wq",
@@ -39,6 +40,7 @@ _NAMES = NameMap(
         *((f"model.layers.{{i}}.{ours}.weight", f"layers.{{i}}.{theirs}.weight") for ours, theirs in _BLOCK.items()),
     ]
 )
+_LINEAR = {"query": "query_proj.query_mlps.0", "output": "value_proj", "output_gate": "swilu_projection"}
 _IGNORABLE = (r"rope_embeddings\..*",)
 _COMPARED = 256
 Tensors = Mapping[str, SourceTensor]
@@ -68,19 +70,17 @@ class MetaMemoryImporter(Importer):
         shapes = _expected(spec, memory, tensors)
         match_tensors(str(source.path), shapes, {n: t.shape for n, t in tensors.items()}, NameMap(), _IGNORABLE)
         _check(source.path, memory, tensors)
+        spec = _with_biases(spec, memory, tensors)
         warnings = list(weights.warnings)
         if memory.blocks:
-            blocks = ", ".join(map(str, memory.blocks))
-            warnings.append(f"the memory replaces the FFN of blocks {blocks}: their FFNs are written as zeros")
+            warnings.append(f"the memory replaces the FFN of blocks {', '.join(map(str, memory.blocks))}")
         found = _decoder(spec, memory, tensors) | _memory(spec, memory, tensors)
         return ImportPlan(self.family, spec, found, warnings, find_companions(source.directory))
 
 
 def _expected(spec: ModelSpec, memory: MetaMemory, tensors: Tensors) -> dict[str, tuple[int, ...]]:
     """Names and shapes in the source; a shared table may lie under every memory layer or under the first alone."""
-    replaced = tuple(f"model.layers.{block}.mlp." for block in memory.blocks)
-    dense = {n: t.shape for n, t in tensor_layout(spec).items() if t.role == "dense" and not n.startswith(replaced)}
-    shapes = {_NAMES.source(name): shape for name, shape in dense.items()}
+    shapes = {_NAMES.source(n): t.shape for n, t in tensor_layout(spec).items() if t.role == "dense"}
     d, rows = spec.decoder.hidden_size, memory.keys**2
     width = memory.value_dim or d
     for number, block in enumerate(memory.blocks):
@@ -95,6 +95,8 @@ def _expected(spec: ModelSpec, memory: MetaMemory, tensors: Tensors) -> dict[str
             shapes |= _linear(f"{prefix}value_proj", d, width)
         if memory.swilu:
             shapes |= _linear(f"{prefix}swilu_projection", width, d)
+        if memory.gated:
+            shapes |= _linear(f"{prefix}gating", 1, d)
     return shapes
 
 
@@ -103,23 +105,31 @@ def _linear(name: str, out: int, inner: int) -> dict[str, tuple[int, ...]]:
 
 
 def _check(path: Path, memory: MetaMemory, tensors: Tensors) -> None:
-    """InputError for biases that are not zero, copies of a shared table that differ, and dtypes that are no floats."""
-    used = ["query_proj.query_mlps.0"] + ["value_proj"] * memory.projected
-    used += ["swilu_projection"] * (memory.swilu and not memory.peer)
+    """InputError for copies of a shared table that differ, and for dtypes that are no floats."""
     for name, tensor in tensors.items():
         if tensor.dtype not in WEIGHT_DTYPES:
             raise InputError(f"{path}: tensor {shown(name)} holds {tensor.dtype}, expected {', '.join(WEIGHT_DTYPES)}")
-    for block in memory.blocks:
-        for linear in used:
-            bias = tensors[f"layers.{block}.feed_forward.{linear}.bias"]
-            if whole(bias).any():
-                raise InputError(
-                    f"{path}: tensor {shown(bias.name)}: canonical memory layers have no biases; expected zeros, found"
-                    " others, so the model cannot be expressed exactly"
-                )
     if memory.shared and memory.blocks:
         for name in ("values_u", "values_v") if memory.peer else ("values",):
             _check_copies(path, memory, tensors, f"{name}.weight")
+
+
+def _with_biases(spec: ModelSpec, memory: MetaMemory, tensors: Tensors) -> ModelSpec:
+    """The description with the biases that are not all zero: this code always has them, and starts them at random."""
+
+    def has(block: int, part: str) -> bool:
+        return bool(whole(tensors[f"layers.{block}.feed_forward.{_LINEAR[part]}.bias"]).any())
+
+    layers = tuple(
+        replace(
+            layer,
+            query_bias=has(block, "query"),
+            output_bias=memory.projected and has(block, "output"),
+            output_gate_bias=memory.gate and has(block, "output_gate"),
+        )
+        for block, layer in zip(memory.blocks, spec.memory, strict=True)
+    )
+    return replace(spec, memory=layers)
 
 
 def _check_copies(path: Path, memory: MetaMemory, tensors: Tensors, name: str) -> None:
@@ -135,19 +145,9 @@ def _check_copies(path: Path, memory: MetaMemory, tensors: Tensors, name: str) -
 
 def _decoder(spec: ModelSpec, memory: MetaMemory, tensors: Tensors) -> dict[str, SourceTensor]:
     """The dense tensors; rotary positions of this code interleave each head's halves, ours do not."""
-    result = {}
-    dtype = tensors["tok_embeddings.weight"].dtype
-    for name, tensor in tensor_layout(spec).items():
-        if tensor.role != "dense":
-            continue
-        theirs = _NAMES.source(name)
-        if theirs not in tensors:
-            result[name] = constant(name, tensor.shape, dtype, 0.0)
-        elif name.endswith(("q_proj.weight", "k_proj.weight")):
-            result[name] = _halves(tensors[theirs], spec.decoder.head_dim)
-        else:
-            result[name] = tensors[theirs]
-    return result
+    dense = {name: tensors[_NAMES.source(name)] for name, t in tensor_layout(spec).items() if t.role == "dense"}
+    turned = ("q_proj.weight", "k_proj.weight")
+    return {n: _halves(t, spec.decoder.head_dim) if n.endswith(turned) else t for n, t in dense.items()}
 
 
 def _halves(tensor: SourceTensor, size: int) -> SourceTensor:
@@ -163,12 +163,15 @@ def _halves(tensor: SourceTensor, size: int) -> SourceTensor:
 
 
 def _memory(spec: ModelSpec, memory: MetaMemory, tensors: Tensors) -> dict[str, SourceTensor]:
-    result = {}
+    result: dict[str, SourceTensor] = {}
     for number, block in enumerate(memory.blocks):
         prefix = f"layers.{block}.feed_forward."
         own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        for name, tensor in _layer(memory, own, spec.decoder.hidden_size).items():
-            result[f"memory.{number}.{name}"] = tensor
+        layer = _layer(memory, own, spec.decoder.hidden_size)
+        for part, theirs in _LINEAR.items():
+            if getattr(spec.memory[number], f"{part}_bias"):
+                layer[f"{part}.bias"] = own[f"{theirs}.bias"]
+        result |= {f"memory.{number}.{name}": tensor for name, tensor in layer.items()}
         if number == 0 or not memory.shared:
             table = f"tables.{memory.table(block)}"
             result[f"{table}.values"] = own["values_v.weight" if memory.peer else "values.weight"]
@@ -179,7 +182,7 @@ def _memory(spec: ModelSpec, memory: MetaMemory, tensors: Tensors) -> dict[str, 
 
 def _layer(memory: MetaMemory, own: Tensors, hidden: int) -> dict[str, SourceTensor]:
     dtype = own["keys"].dtype
-    result = {"query.weight": own["query_proj.query_mlps.0.weight"]}
+    result = {"query.weight": own[f"{_LINEAR['query']}.weight"]}
     for side, name in enumerate(("row_keys", "col_keys")):
         result[name] = _side(memory, own["keys"], side)
     # What this code does not project is projected by the identity: multiplied by 1, zeros added.
@@ -188,6 +191,8 @@ def _layer(memory: MetaMemory, own: Tensors, hidden: int) -> dict[str, SourceTen
         result["pre_query.weight"] = _identity(hidden, dtype)
     elif memory.swilu:
         result["output_gate.weight"] = own["swilu_projection.weight"]
+    if memory.gated:
+        result |= {f"token_gate.{part}": own[f"gating.{part}"] for part in ("weight", "bias")}
     return result
 
 

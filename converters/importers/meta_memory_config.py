@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ultramem_deploy.checkpoint.header import shown
@@ -32,6 +32,7 @@ _MEMORY = {
     "mem_k_dim": Key(("key_dim",), default=512),
     "swilu_projection": Key(("swilu",), bool, True),
     "peer_variant": Key(("peer",), bool, False),
+    "mem_gated": Key(("gated",), bool, False),
 }
 _FIXED = {"sliding_window": (None,)}
 _IGNORED = frozenset({"init_base_std", "init_std_factor", "seed", "weight_tying"})
@@ -49,12 +50,18 @@ class MetaMemory:
     key_dim: int
     swilu: bool
     peer: bool
+    gated: bool
     value_dim: int | None
 
     @property
     def projected(self) -> bool:
         """Whether what was read goes through value_proj."""
         return not self.peer and (self.swilu or self.value_dim is not None)
+
+    @property
+    def gate(self) -> bool:
+        """Whether what was read is multiplied by silu(swilu_projection)."""
+        return self.swilu and not self.peer
 
     def table(self, block: int) -> str:
         return SHARED if self.shared else f"layer{self.blocks.index(block)}"
@@ -110,8 +117,6 @@ def _memory(reader: ConfigReader, layers: int) -> MetaMemory:
     fields = reader.fields(_MEMORY)
     if fields["key_dim"] % 2:
         reader.problem(f"mem_k_dim: must be even, found {fields['key_dim']}")
-    if reader.raw("mem_gated", False) is not False:
-        reader.problem("mem_gated: true is not supported: no canonical memory layer has a gate of one number a token")
     width = reader.raw("mem_v_dim", -1)
     if type(width) is not int or not -1 <= width < 2**31 or width == 0:
         reader.problem(f"mem_v_dim: expected -1 or a positive whole number, found {shown(width)}")
@@ -139,7 +144,7 @@ def _spec(decoder: DecoderSpec, memory: MetaMemory) -> ModelSpec:
     table = TableSpec(memory.keys**2, width, decoder.hidden_size if memory.peer else 0)
     layers = tuple(
         MemoryLayerSpec(
-            kind="memory_plus" if memory.swilu and not memory.peer else "pkm",
+            kind="memory_plus" if memory.gate else "pkm",
             read_block=block,
             write_block=block,
             heads=memory.heads,
@@ -154,8 +159,12 @@ def _spec(decoder: DecoderSpec, memory: MetaMemory) -> ModelSpec:
             query_heads=memory.heads,
             score_function="softmax",
             gate_activation="gelu" if memory.peer else "none",
-            output_gate=memory.swilu and not memory.peer,
+            output_gate=memory.gate,
+            token_gate=memory.gated,
         )
         for block in memory.blocks
     )
+    if layers:
+        widths = (0 if block in memory.blocks else decoder.intermediate_size for block in range(decoder.num_layers))
+        decoder = replace(decoder, ffn_widths=tuple(widths))
     return ModelSpec(decoder, layers, {layer.table: table for layer in layers}, source_family=FAMILY)

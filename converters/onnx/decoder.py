@@ -72,18 +72,21 @@ class DecoderGraph:
         return rows if self.graph.dtype(name) == "float32" else self.graph.cast(rows, TensorProto.FLOAT)
 
     def _block(self, index: int, stream: Residual) -> str:
-        """Run one block on the stream; returns what its FFN read."""
+        """Run one block on the stream; returns what its FFN reads, or would read."""
         d, prefix = self.decoder, f"model.layers.{index}"
+        width = d.ffn_width(index)
         attention_norm, mlp_norm = (f"{prefix}.{name}" for name in block_norm_names(d))
         if d.norm_position == "pre":
             stream.add(self._attend(index, stream.normed(d.norm, attention_norm, d.hidden_size)))
             ffn_input = stream.normed(d.norm, mlp_norm, d.hidden_size)
-            stream.add(self._mlp(prefix, ffn_input))
+            if width:
+                stream.add(self._mlp(prefix, ffn_input))
             return ffn_input
         attended = self._attend(index, stream.settle())
         stream.add(self.dialect.norm(attended, d.norm, attention_norm, d.hidden_size))
         ffn_input = stream.settle()
-        stream.add(self.dialect.norm(self._mlp(prefix, ffn_input), d.norm, mlp_norm, d.hidden_size))
+        if width:
+            stream.add(self.dialect.norm(self._mlp(prefix, ffn_input), d.norm, mlp_norm, d.hidden_size))
         return ffn_input
 
     def _attend(self, index: int, x: str) -> str:
@@ -113,4 +116,5 @@ class DecoderGraph:
         g = self.graph
         x = stream.normed(d.norm, "model.norm", d.hidden_size)
         weight = g.weight("model.embed_tokens.weight" if d.tie_embeddings else "lm_head.weight")
-        self.dialect.head(x, weight, lambda: self.inputs.shape(d.vocab_size), "logits")
+        bias = g.weight("lm_head.bias") if d.lm_head_bias else None
+        self.dialect.head(x, weight, bias, lambda: self.inputs.shape(d.vocab_size), "logits")

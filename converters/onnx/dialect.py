@@ -28,9 +28,9 @@ class Portable:
         """x [T, in] times the transpose of weight [out, in]."""
         return self.graph.op("Gemm", x, weight, *([bias] if bias else []), transB=1)
 
-    def head(self, x: str, weight: str, shape: Callable[[], str], out: str) -> None:
+    def head(self, x: str, weight: str, bias: str | None, shape: Callable[[], str], out: str) -> None:
         """A hidden state times the transpose of weight [V, d], as the graph output `out` of `shape()` [B, S, V]."""
-        self.graph.op("Reshape", self.linear(x, weight), shape(), out=out)
+        self.graph.op("Reshape", self.linear(x, weight, bias), shape(), out=out)
 
     def matmul_transposed(self, x: str, y: str) -> str:
         """x [H, T, k] times the transpose of y [H, n, k], head by head."""
@@ -107,9 +107,11 @@ class Ort(Portable):
         y = self.graph.op(f"{MICROSOFT}::FusedMatMul", x, weight, transB=1)
         return self.graph.op("Add", y, bias) if bias else y
 
-    def head(self, x: str, weight: str, shape: Callable[[], str], out: str) -> None:
+    def head(self, x: str, weight: str, bias: str | None, shape: Callable[[], str], out: str) -> None:
         # [B, S, V] already: a Reshape into a graph output would copy the logits.
-        self.graph.op(f"{MICROSOFT}::FusedMatMul", x, weight, transB=1, out=out)
+        y = self.graph.op(f"{MICROSOFT}::FusedMatMul", x, weight, transB=1, out=None if bias else out)
+        if bias:
+            self.graph.op("Add", y, bias, out=out)
 
     def matmul_transposed(self, x: str, y: str) -> str:
         return self.graph.op(f"{MICROSOFT}::FusedMatMul", x, y, transB=1)

@@ -11,6 +11,7 @@ from ...ops import DOMAIN
 from ...ops.encoding import ENCODINGS
 from ...ops.sparse_gate import ACTIVATIONS
 from ...spec import MemoryLayerSpec, ModelSpec
+from .attention import linear
 from .dialect import Portable
 
 
@@ -29,8 +30,9 @@ class MemoryGraph:
         row, col = self._key_scores(hidden)
         names = [f"{self.prefix}.scores", f"{self.prefix}.indices"]
         raw, indices = g.ops(f"{DOMAIN}::TuckerTopK", 2, row, col, *self._factors(), out=names, k=s.top_m)
-        scores = self._weights(raw)
-        addresses = self._addresses(indices)
+        sigma = self._sigma(indices)
+        scores = self._weights(raw, sigma)
+        addresses = self._addresses(sigma)
         if self.table.pre_value_width:
             scores = g.op("Mul", scores, g.op("Unsqueeze", self._gate(hidden, addresses), g.constant([2])))
         looked_up = self._lookup(addresses, scores)
@@ -39,7 +41,7 @@ class MemoryGraph:
     def _key_scores(self, hidden: str) -> tuple[str, str]:
         """[T, H, R, n] of both sides; additive keys become rank 2: [s, 1] and [1, s]."""
         s, g = self.spec, self.graph
-        query = self.dialect.linear(hidden, g.weight(f"{self.prefix}.query.weight"))
+        query = self._linear(hidden, "query", s.query_bias)
         query = g.reshape(query, -1, s.query_heads, 2, s.key_width)
         if s.query_norm:
             query = self.dialect.norm(query, s.query_norm, f"{self.prefix}.query_norm", s.key_width)
@@ -52,6 +54,9 @@ class MemoryGraph:
             g.op("Concat", row, row_ones, axis=2, out=names[0]),
             g.op("Concat", col_ones, col, axis=2, out=names[1]),
         )
+
+    def _linear(self, x: str, name: str, bias: bool) -> str:
+        return linear(self.dialect, x, f"{self.prefix}.{name}", bias)
 
     def _side(self, query: str, side: int, out: str | None = None) -> str:
         s, g = self.spec, self.graph
@@ -85,20 +90,27 @@ class MemoryGraph:
         sides = [g.constant(np.tile(eye[i], (heads, 1)), "float32") for i in (0, 1)]
         return sides[0], sides[1], g.constant(np.tile(eye, (1, heads, 1, 1)), "float32")
 
-    def _weights(self, raw: str) -> str:
-        if self.spec.score_function == "none":
-            return raw
+    def _weights(self, raw: str, sigma: str) -> str:
         s, g = self.spec, self.graph
-        soft = g.op("Softmax", g.reshape(raw, -1, s.heads, s.top_m, s.cores), axis=2)
-        return g.reshape(soft, -1, s.taken, s.cores)
+        if s.score_function == "softmax":
+            soft = g.op("Softmax", g.reshape(raw, -1, s.heads, s.top_m, s.cores), axis=2)
+            raw = g.reshape(soft, -1, s.taken, s.cores)
+        if s.empty_slot is None:
+            return raw
+        empty = g.op("Unsqueeze", g.op("Equal", sigma, g.constant(s.empty_slot)), g.constant([2]))
+        return g.op("Where", empty, g.constant(0.0, "float32"), raw)
 
-    def _addresses(self, indices: str) -> str:
-        """Virtual indices -> block*N + row, int64; steps that change nothing are left out."""
+    def _sigma(self, indices: str) -> str:
+        """Virtual indices -> physical positions, int64."""
+        g, name = self.graph, f"{self.prefix}.shuffle"
+        if not self.spec.shuffle:
+            return indices
+        sigma = g.op("Gather", g.stored(name), indices, axis=0)
+        return sigma if g.dtype(name) == "int64" else g.cast(sigma, 7)
+
+    def _addresses(self, sigma: str) -> str:
+        """Physical positions -> block*N + row, int64; steps that change nothing are left out."""
         s, g, rows = self.spec, self.graph, self.table.rows
-        sigma = indices
-        if s.shuffle:
-            sigma = g.op("Gather", g.stored(f"{self.prefix}.shuffle"), indices, axis=0)
-            sigma = sigma if g.dtype(f"{self.prefix}.shuffle") == "int64" else g.cast(sigma, 7)
         row = g.op("Mod", sigma, g.constant(s.slots)) if s.blocks > 1 else sigma
         if s.offset:
             row = g.op("Add", row, g.constant(s.offset))
@@ -138,10 +150,9 @@ class MemoryGraph:
         return [scales], {"encoding": ENCODINGS.index(self.table.storage)}
 
     def _project(self, looked_up: str, hidden: str) -> str:
-        g = self.graph
-        if self.spec.expanded:
-            return looked_up
-        if self.spec.output_gate:
-            gate = self.dialect.linear(hidden, g.weight(f"{self.prefix}.output_gate.weight"))
+        s, g = self.spec, self.graph
+        if s.output_gate:
+            gate = self._linear(hidden, "output_gate", s.output_gate_bias)
             looked_up = g.op("Mul", looked_up, self.dialect.activation(gate, "silu"))
-        return self.dialect.linear(looked_up, g.weight(f"{self.prefix}.output.weight"))
+        out = looked_up if s.expanded else self._linear(looked_up, "output", s.output_bias)
+        return g.op("Mul", out, g.op("Sigmoid", self._linear(hidden, "token_gate", True))) if s.token_gate else out

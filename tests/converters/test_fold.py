@@ -33,6 +33,8 @@ FOLDABLE = {
     **{f"v1 E={e}": changed(b.V1, blocks=e, row_keys=12, col_keys=3 * e, slots=36) for e in (1, 2, 3)},
     "v1 no shuffle": changed(b.V1, shuffle=False),
     "v1 no key norm": changed(b.V1, key_norm=None),
+    "v1 empty slot": changed(b.V1, slots=4, row_keys=4, col_keys=4, empty_slot=9),
+    "v2 empty slot": changed(b.V2, slots=4, row_keys=4, col_keys=4, empty_slot=9, token_gate=True),
     "v2": b.V2,
     "v2 blocks apart": changed(b.V2, sum_blocks=False),
     "v2 swiglu": changed(b.V2, gate_activation="swiglu"),
@@ -55,7 +57,7 @@ def expanded_rows(spec: ModelSpec, index: int, tensors: dict[str, np.ndarray]) -
         row = (sigma % layer.slots + layer.offset) % rows
         for c in range(layer.cores):
             columns = slice(c * part, (c + 1) * part)
-            out[j, c] = weight[:, block * width :][:, columns] @ values[row, columns]
+            out[j, c] = weight[:, block * width :][:, columns] @ values[row, columns] * (sigma != layer.empty_slot)
     return out.reshape(layer.virtual_slots, -1)
 
 

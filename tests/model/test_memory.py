@@ -18,7 +18,7 @@ from tests.formulas_memory import Outcome, memory_layer
 from ultramem_deploy.layout import tensor_layout
 from ultramem_deploy.model import MemoryLayer, Retrieval, UltraMemModel, load
 from ultramem_deploy.runtime.torch_runner import selection_margin
-from ultramem_deploy.spec import MemoryLayerSpec, ModelSpec, NormSpec, TableSpec
+from ultramem_deploy.spec import DecoderSpec, MemoryLayerSpec, ModelSpec, NormSpec, TableSpec
 
 TOKENS = 24
 TIE = 1e-5
@@ -47,9 +47,16 @@ KINDS = {
     "memory+": b.PLUS,
     "memory+ shared query": changed(b.PLUS, query_heads=1),
     "memory+ no softmax": changed(b.PLUS, score_function="none"),
+    "memory+ biases, token gate": changed(
+        b.PLUS, query_bias=True, output_bias=True, output_gate_bias=True, token_gate=True
+    ),
+    "v1 empty slot": changed(b.V1, slots=4, row_keys=4, col_keys=4, empty_slot=9),
+    "v2 empty slot": changed(b.V2, slots=4, row_keys=4, col_keys=4, empty_slot=9),
     "pkm": b.PKM,
+    "pkm empty slot": changed(b.PKM, {"t": TableSpec(16, 16)}, row_keys=4, col_keys=4, slots=16, empty_slot=9),
     "pkm key norm": changed(b.PKM, key_norm=b.RMS),
     "expanded": b.EXPANDED,
+    "expanded, token gate": changed(b.EXPANDED, token_gate=True),
     "expanded gated": changed(b.EXPANDED, {"t": TableSpec(144, 64, 8)}, gate_activation="silu"),
 }
 
@@ -121,6 +128,7 @@ def layers(draw: st.DrawFn) -> ModelSpec:
         query_norm=draw(st.sampled_from([None, b.RMS, BIASED])), key_norm=draw(st.sampled_from([None, b.LAYER])),
         offset=draw(st.integers(0, rows - 1)), blocks=blocks, sum_blocks=draw(st.booleans()),
         shuffle=draw(st.booleans()), gate_activation=gate,
+        empty_slot=draw(st.none() | st.integers(0, blocks * slots - 1)), token_gate=draw(st.booleans()),
     )  # fmt: skip
     width = cores * draw(st.integers(1, 6))
     pre_width = 2 * draw(st.integers(1, 4)) if gate != "none" else draw(st.sampled_from([0, 3]))
@@ -145,6 +153,43 @@ def test_formulas_of_any_size(spec: ModelSpec, seed: int) -> None:
 def test_state_dict_is_the_layout(spec: ModelSpec) -> None:
     shapes = {name: tuple(t.shape) for name, t in UltraMemModel(spec).state_dict().items()}
     assert shapes == {name: tensor.shape for name, tensor in tensor_layout(spec).items()}
+
+
+def test_the_empty_slot_matters() -> None:
+    """Every case of one reads it for some token, whose output it changes."""
+    for name in ("v1 empty slot", "v2 empty slot", "pkm empty slot"):
+        spec = KINDS[name]
+        tensors, hidden = b.random_tensors(spec, seed=3), hidden_states(0)
+        with_it = run(build(changed(spec, empty_slot=None), tensors), 0, hidden)[0]
+        assert np.abs(run(build(spec, tensors), 0, hidden)[0] - with_it).max() > 0.05
+
+
+BLOCKS = {
+    "pre-norm": b.decoder(num_layers=3, ffn_widths=(48, 0, 20)),
+    "post-norm": b.decoder(num_layers=3, ffn_widths=(0, 24, 8), norm_position="post", mlp_bias=True),
+}
+
+
+@pytest.mark.parametrize("dense", BLOCKS.values(), ids=BLOCKS)
+def test_ffns_of_different_widths_or_none(dense: DecoderSpec) -> None:
+    """A missing FFN adds what one with a zero down projection adds: with a norm behind it, nothing either."""
+    places = [(0, 0), (1, 2)]
+    memory = tuple(b.ultramem_v1(read_block=read, write_block=write) for read, write in places)
+    spec = ModelSpec(dense, memory, {"t": TableSpec(36, 16)})
+    assert ModelSpec.from_config(spec.to_config()) == spec
+    tensors = b.random_tensors(spec)
+    ids = torch.randint(0, 61, (2, 9), generator=torch.Generator().manual_seed(0))
+    found = build(spec, tensors)(ids)
+    widest = replace(spec, decoder=replace(dense, ffn_widths=(), intermediate_size=48))
+    padded = {n: padded_ffn(t, tensor_layout(widest)[n].shape) for n, t in tensors.items()}
+    missing = tensor_layout(widest).keys() - padded.keys()
+    assert missing
+    padded |= {n: np.zeros(tensor_layout(widest)[n].shape, np.float32) for n in missing}
+    torch.testing.assert_close(found, by_hand(build(widest, padded), ids, places), rtol=1e-5, atol=1e-5)
+
+
+def padded_ffn(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return np.pad(tensor, [(0, wide - own) for own, wide in zip(tensor.shape, shape, strict=True)])
 
 
 def test_chunks_do_not_change_the_output(monkeypatch: pytest.MonkeyPatch) -> None:

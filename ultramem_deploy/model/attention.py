@@ -80,11 +80,11 @@ class Attention(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """down(act(gate(x)) * up(x))."""
+    """down(act(gate(x)) * up(x)) with `inner` numbers between."""
 
-    def __init__(self, decoder: DecoderSpec) -> None:
+    def __init__(self, decoder: DecoderSpec, inner: int) -> None:
         super().__init__()
-        d, inner, bias = decoder.hidden_size, decoder.intermediate_size, decoder.mlp_bias
+        d, bias = decoder.hidden_size, decoder.mlp_bias
         self.gate_proj = nn.Linear(d, inner, bias=bias)
         self.up_proj = nn.Linear(d, inner, bias=bias)
         self.down_proj = nn.Linear(inner, d, bias=bias)

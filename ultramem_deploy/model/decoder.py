@@ -16,27 +16,28 @@ from .rope import cos_sin
 
 
 class Block(nn.Module):
-    """One transformer block; norms stand before (Llama) or after (OLMo2) attention and FFN."""
+    """One transformer block; norms stand before (Llama) or after (OLMo2) attention and FFN, which may be missing."""
 
     def __init__(self, decoder: DecoderSpec, layer: int) -> None:
         super().__init__()
         self.pre = decoder.norm_position == "pre"
         self.self_attn = Attention(decoder, layer)
-        self.mlp = GatedMLP(decoder)
+        width = decoder.ffn_width(layer)
+        self.mlp = GatedMLP(decoder, width) if width else None
         self.attention_norm_name, self.mlp_norm_name = block_norm_names(decoder)
-        for name in (self.attention_norm_name, self.mlp_norm_name):
-            self.add_module(name, Norm(decoder.norm, decoder.hidden_size))
+        self.add_module(self.attention_norm_name, Norm(decoder.norm, decoder.hidden_size))
+        if width or self.pre:
+            self.add_module(self.mlp_norm_name, Norm(decoder.norm, decoder.hidden_size))
 
     def forward(self, x: torch.Tensor, context: Context) -> tuple[torch.Tensor, torch.Tensor]:
         """x [B, S, d] -> the block's output and what its FFN read (what a memory layer reads), both [B, S, d]."""
         attention_norm = getattr(self, self.attention_norm_name)
-        mlp_norm = getattr(self, self.mlp_norm_name)
         if self.pre:
             x = x + self.self_attn(attention_norm(x), context)
-            ffn_input = mlp_norm(x)
-            return x + self.mlp(ffn_input), ffn_input
+            ffn_input = getattr(self, self.mlp_norm_name)(x)
+            return (x if self.mlp is None else x + self.mlp(ffn_input)), ffn_input
         x = x + attention_norm(self.self_attn(x, context))
-        return x + mlp_norm(self.mlp(x)), x
+        return (x if self.mlp is None else x + getattr(self, self.mlp_norm_name)(self.mlp(x))), x
 
 
 class Trunk(nn.Module):
@@ -59,7 +60,7 @@ class UltraMemModel(nn.Module):
             {name: ValueTable(table, addressed_cores(spec, name)) for name, table in spec.tables.items()}
         )
         if not spec.decoder.tie_embeddings:
-            self.lm_head = nn.Linear(spec.decoder.hidden_size, spec.decoder.vocab_size, bias=False)
+            self.lm_head = nn.Linear(spec.decoder.hidden_size, spec.decoder.vocab_size, bias=spec.decoder.lm_head_bias)
 
     def forward(
         self,
@@ -86,8 +87,11 @@ class UltraMemModel(nn.Module):
 
     def head(self, x: torch.Tensor) -> torch.Tensor:
         """Final norm and output projection: hidden [B, S, d] -> logits [B, S, V]."""
-        weight = self.model.embed_tokens.weight if self.spec.decoder.tie_embeddings else self.lm_head.weight
-        return F.linear(self.model.norm(x), weight)
+        x = self.model.norm(x)
+        if self.spec.decoder.tie_embeddings:
+            return F.linear(x, self.model.embed_tokens.weight)
+        logits: torch.Tensor = self.lm_head(x)
+        return logits
 
     def blocks(self, x: torch.Tensor, context: Context, start: int, stop: int) -> torch.Tensor:
         """Run blocks [start, stop); a memory layer must read and write within the range."""

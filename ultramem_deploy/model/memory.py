@@ -71,7 +71,7 @@ class MemoryLayer(nn.Module):
         rank = layer.rank if layer.scoring == "tucker" else 1
         self.spec, self.table_spec, self.hidden_size = layer, table, hidden
         self.observer: Callable[[Retrieval], None] | None = None
-        self.query = nn.Linear(hidden, layer.query_heads * 2 * layer.key_width, bias=False)
+        self.query = nn.Linear(hidden, layer.query_heads * 2 * layer.key_width, bias=layer.query_bias)
         self.query_norm = Norm(layer.query_norm, layer.key_width) if layer.query_norm else None
         self.key_norm = Norm(layer.key_norm, layer.key_width) if layer.key_norm else None
         self.row_keys = nn.Parameter(torch.empty(layer.heads, rank, layer.row_keys, layer.key_width))
@@ -86,9 +86,11 @@ class MemoryLayer(nn.Module):
             width = table.pre_value_width // (2 if layer.gate_activation == "swiglu" else 1)
             self.pre_query = nn.Linear(hidden, width, bias=False)
         if layer.output_gate:
-            self.output_gate = nn.Linear(hidden, table.value_width, bias=False)
+            self.output_gate = nn.Linear(hidden, table.value_width, bias=layer.output_gate_bias)
         if not layer.expanded:
-            self.output = nn.Linear(layer.output_blocks * table.value_width, hidden, bias=False)
+            self.output = nn.Linear(layer.output_blocks * table.value_width, hidden, bias=layer.output_bias)
+        if layer.token_gate:
+            self.token_gate = nn.Linear(hidden, 1)
 
     def forward(self, hidden: torch.Tensor, table: ValueTable) -> torch.Tensor:
         """hidden [T, d] -> [T, d]; runs over tokens in chunks so that no intermediate exceeds about 64 MiB."""
@@ -105,7 +107,7 @@ class MemoryLayer(nn.Module):
 
     def _forward_chunk(self, hidden: torch.Tensor, table: ValueTable) -> torch.Tensor:
         row, col, raw, indices = self.retrieve(hidden)
-        out = self.combine(table, hidden, raw, self.addresses(indices))
+        out = self.combine(table, hidden, self.weights(raw, indices), self.addresses(indices))
         if self.observer is not None:
             self.observer(Retrieval(row, col, raw, indices, out))
         return out
@@ -117,10 +119,9 @@ class MemoryLayer(nn.Module):
         return row, col, raw, indices
 
     def combine(
-        self, table: ValueTable, hidden: torch.Tensor, raw: torch.Tensor, addresses: torch.Tensor
+        self, table: ValueTable, hidden: torch.Tensor, scores: torch.Tensor, addresses: torch.Tensor
     ) -> torch.Tensor:
-        """The output [T, d] of `hidden` [T, d]: raw scores [T,K,M] at addresses [T,K] (block*rows + row) of `table`."""
-        scores = self._weights(raw)
+        """The output [T, d] of `hidden` [T, d]: weights [T,K,M] at addresses [T,K] (block*rows + row) of `table`."""
         if table.pre_values is not None:
             x = self.pre_query(hidden).float()
             activation = ACTIVATIONS.index(self.spec.gate_activation)
@@ -154,17 +155,23 @@ class MemoryLayer(nn.Module):
         heads = self.spec.heads
         return eye[0].repeat(heads, 1), eye[1].repeat(heads, 1), eye.repeat(1, heads, 1, 1)
 
-    def _weights(self, raw: torch.Tensor) -> torch.Tensor:
-        if self.spec.score_function == "none":
-            return raw
-        per_head = raw.view(len(raw), self.spec.heads, self.spec.top_m, self.spec.cores)
-        return F.softmax(per_head, dim=2).flatten(1, 2)
+    def weights(self, raw: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        """Raw scores [T,K,M] of virtual slots [T,K] -> weights before any gate: softmax a head, the empty slot 0."""
+        s = self.spec
+        if s.score_function == "softmax":
+            raw = F.softmax(raw.view(len(raw), s.heads, s.top_m, s.cores), dim=2).flatten(1, 2)
+        if s.empty_slot is not None:
+            raw = raw.masked_fill((self._sigma(indices) == s.empty_slot)[..., None], 0.0)
+        return raw
+
+    def _sigma(self, indices: torch.Tensor) -> torch.Tensor:
+        # A folded shuffle is int32: half the bytes, and addresses are int64 all the same.
+        return self.shuffle[indices].long() if self.spec.shuffle else indices
 
     def addresses(self, indices: torch.Tensor) -> torch.Tensor:
         """Virtual indices -> block*N + row (spec §3 and §5)."""
         s, rows = self.spec, self.table_spec.rows
-        # A folded shuffle is int32: half the bytes, and addresses are int64 all the same.
-        sigma = self.shuffle[indices].long() if s.shuffle else indices
+        sigma = self._sigma(indices)
         row = (sigma % s.slots + s.offset) % rows
         return row if s.output_blocks == 1 else sigma // s.slots * rows + row
 
@@ -180,9 +187,7 @@ class MemoryLayer(nn.Module):
         return cast(torch.Tensor, sparse_lookup(rows, spread, scores.flatten(1)[..., None], 1, table.values_scales))
 
     def _project(self, looked_up: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        if self.spec.expanded:
-            return looked_up
         if self.spec.output_gate:
             looked_up = looked_up * F.silu(self.output_gate(hidden)).float()
-        out: torch.Tensor = self.output(looked_up.to(self.output.weight.dtype))
-        return out
+        out = looked_up if self.spec.expanded else self.output(looked_up.to(self.output.weight.dtype))
+        return out * torch.sigmoid(self.token_gate(hidden)).to(out.dtype) if self.spec.token_gate else out

@@ -29,6 +29,7 @@ def decoder_spec(model: Official) -> DecoderSpec:
         mlp_bias=model.bias,
         clip_qkv=model.clip_qkv,
         tie_embeddings=model.tied,
+        lm_head_bias=model.bias and not model.tied,
     )
 
 
@@ -75,4 +76,5 @@ def _layer(model: Official, place: Placement, table: str) -> MemoryLayerSpec:
         shuffle=not plus,
         gate_activation="gelu" if v2 and model.glu_act and model.pre_vdim else "none",
         output_gate=plus,
+        empty_slot=model.padding,
     )

@@ -93,6 +93,11 @@ class Official:
         return 2 if self.kind == "ultramem_v2" and self.query_a_rank else 1
 
     @property
+    def padding(self) -> int | None:
+        """The shuffled index that vertical parallel takes for padding: the number of values, None if no slot has it."""
+        return self.table_rows if self.vertical and self.side**2 > self.table_rows else None
+
+    @property
     def blocks(self) -> int:
         """E: virtual blocks."""
         return {"ultramem_v1": 4, "ultramem_v2": self.key_expand**2, "memory_plus": 1}[self.kind]

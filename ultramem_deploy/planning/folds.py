@@ -95,6 +95,8 @@ def obstacle(fold: str, spec: ModelSpec, index: int, items: ItemBytes) -> str | 
         return f"has a table quantised to {storage}, which expanding would round twice"
     if fold == "expand" and layer.output_gate:
         return f"({layer.kind}) cannot be expanded: a silu gate stands between its table and its output projection"
+    if fold == "expand" and layer.output_bias:
+        return f"({layer.kind}) cannot be expanded: its output projection has a bias, which a table row cannot hold"
     if fold == "shuffle" and not layer.shuffle:
         return "has no shuffle"
     if fold == "shuffle" and not orders(spec, index):
@@ -142,11 +144,12 @@ def _folded_layer(spec: ModelSpec, index: int, fold: str) -> tuple[MemoryLayerSp
     table, slots = spec.tables[layer.table], layer.virtual_slots
     if fold == "expand":
         name, width = _table_name("expanded", index, spec), layer.cores * spec.decoder.hidden_size
-        plain = replace(layer, offset=0, blocks=1, sum_blocks=False, shuffle=False, expanded=True)
+        plain = replace(layer, offset=0, blocks=1, sum_blocks=False, shuffle=False, expanded=True, empty_slot=None)
         return replace(plain, table=name, slots=slots), {name: TableSpec(slots, width, table.pre_value_width)}
     if fold == "shuffle" and orders(spec, index):
         name = _table_name("ordered", index, spec)
-        return replace(layer, table=name, slots=slots, offset=0, shuffle=False), {name: replace(table, rows=slots)}
+        ordered = replace(layer, table=name, slots=slots, offset=0, shuffle=False, empty_slot=None)
+        return ordered, {name: replace(table, rows=slots)}
     return layer, {}
 
 

@@ -60,7 +60,7 @@ class OlmoUltraMemImporter(Importer):
         tensors = group_tensors(source.path, weights, model, reader.warnings)
         _match(source, model, tensors)
         warn = reader.warnings.append
-        found = decoder_tensors(model, tensors, source.path, warn) | memory_tensors(model, tensors, warn)
+        found = decoder_tensors(model, tensors, warn) | memory_tensors(model, tensors, warn)
         return ImportPlan(self.family, spec, found, reader.warnings, find_companions(source.directory))
 
 

@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
-from ultramem_deploy.errors import InputError
 from ultramem_deploy.layout import block_norm_names, decoder_shapes
 from ultramem_deploy.official.description import decoder_spec
 from ultramem_deploy.official.layout import HEAD
 from ultramem_deploy.official.model import Official
 
 from ..base import SourceTensor
-from ..views import constant, rows_of, whole
+from ..views import constant, rows_of
 
 Tensors = Mapping[str, SourceTensor]
 
 
-def decoder_tensors(
-    model: Official, tensors: Tensors, where: Path, warn: Callable[[str], None]
-) -> dict[str, SourceTensor]:
-    """Canonical name -> tensor, for the whole decoder; norms without weights get ones where others have weights.
-
-    InputError for an output projection with a bias that is not zero.
-    """
+def decoder_tensors(model: Official, tensors: Tensors, warn: Callable[[str], None]) -> dict[str, SourceTensor]:
+    """Canonical name -> tensor, for the whole decoder; norms without weights get ones where others have weights."""
     spec = decoder_spec(model)
     result = {"model.embed_tokens.weight": tensors["wte.weight"]}
     result |= _renamed(tensors, "ln_f", "model.norm")
     for index in range(model.layers):
         result |= _block(model, tensors, f"blocks.{index}.", f"model.layers.{index}.")
     if not model.tied:
-        result["lm_head.weight"] = tensors[f"{HEAD}.weight"]
-        _check_head_bias(tensors, where, warn)
+        result |= _renamed(tensors, HEAD, "lm_head")
     shapes = decoder_shapes(spec)
     dtype = result["model.embed_tokens.weight"].dtype
     bare = sorted(set(shapes) - set(result))
@@ -73,15 +65,3 @@ def _block(model: Official, tensors: Tensors, theirs: str, ours: str) -> dict[st
 def _renamed(tensors: Tensors, theirs: str, ours: str) -> dict[str, SourceTensor]:
     parts = ("weight", "bias")
     return {f"{ours}.{part}": tensors[f"{theirs}.{part}"] for part in parts if f"{theirs}.{part}" in tensors}
-
-
-def _check_head_bias(tensors: Tensors, where: Path, warn: Callable[[str], None]) -> None:
-    bias = tensors.get(f"{HEAD}.bias")
-    if bias is None:
-        return
-    if whole(bias).any():
-        raise InputError(
-            f"{where}: tensor {bias.name}: the output projection has a bias (include_bias with weight_tying false),"
-            " which no canonical decoder has; expected zeros, found others"
-        )
-    warn(f"{bias.name}: all zero, dropped")

@@ -92,10 +92,9 @@ def _check_vertical(reader: ConfigReader, model: Official) -> None:
     for name, width in (("mem_vdim", model.vdim), ("mem_pre_vdim", model.pre_vdim)):
         if width % model.group:
             reader.problem(f"{name}: must be a multiple of mem_parallel_size ({model.group}), found {width}")
-    virtual = model.blocks * model.window**2
-    if virtual > model.table_rows:
-        reader.problem(
-            f"vertical_parallel: with {virtual} virtual slots the official code mistakes slot {model.table_rows} (the"
-            " number of all values, its padding index) for padding and drops that value; no canonical memory layer"
-            " can say so: train without vertical_parallel, or with mem_key_expand_time 1"
+    if model.padding is not None:
+        reader.warnings.append(
+            f"vertical_parallel: with {model.side**2} virtual slots the official code mistakes slot {model.padding}"
+            " (the number of all values, its padding index) for padding: in every memory layer that value counts as"
+            " zero"
         )

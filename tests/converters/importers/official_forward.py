@@ -158,6 +158,8 @@ class Official:
         if pre is not None:
             gate = (pre[row] * self.linear(x, m + "pre_values_proj")[:, None]).sum(-1)
             weight = weight * (F.gelu(gate) if c["mem_use_glu_act"] else gate)[..., None]
+        if c.get("vertical_parallel"):
+            weight = weight * (sigma != len(table))[..., None]
         count = c["mem_key_expand_time"] ** 2
         parts = self.blocks(table, sigma // window, row, weight, count)
         return self.linear(parts.sum(1) if c["mem_value_expand_time"] == 1 else parts.flatten(1), m + "values_proj")

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import ultramem_deploy
 from ultramem_deploy.converters.importers import import_checkpoint, plan_import
 from ultramem_deploy.errors import ConfigError, InputError
+from ultramem_deploy.spec import ModelSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -29,6 +30,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "tables apart": {"mem_share_values": False},
     "product keys": {"swilu_projection": False},
     "product keys, projected": {"swilu_projection": False, "mem_v_dim": 20},
+    "gated": {"mem_gated": True},
+    "product keys, gated": {"swilu_projection": False, "mem_gated": True},
+    "peer, gated": {"peer_variant": True, "mem_gated": True},
     "peer": {"peer_variant": True},
     "peer without projections": {"peer_variant": True, "swilu_projection": False},
 }
@@ -81,6 +85,8 @@ def make_state(memory: dict[str, Any], biases: bool = False) -> State:
             linear(f"{m}value_proj", 24, wide)
         if memory["swilu_projection"]:
             linear(f"{m}swilu_projection", wide, 24)
+        if memory.get("mem_gated"):
+            linear(f"{m}gating", 1, 24)
     return state
 
 
@@ -108,13 +114,14 @@ def forward(state: State, memory: dict[str, Any]) -> torch.Tensor:
         grid = (scores[..., 0, :, None] + scores[..., 1, None, :]).flatten(-2)
         best, where = grid.topk(3, -1)
         weight = best.softmax(-1)
+        scale = torch.sigmoid(project("gating", x)) if memory.get("mem_gated") else 1.0
         if memory.get("peer_variant"):
             weight = weight * F.gelu((s[f"{m}values_u.weight"][where] * x[..., None, None, :]).sum(-1))
-            return (weight[..., None] * s[f"{m}values_v.weight"][where]).sum((2, 3))
+            return scale * (weight[..., None] * s[f"{m}values_v.weight"][where]).sum((2, 3))
         out = (weight[..., None] * s[f"{m}values.weight"][where]).sum((2, 3))
         if memory.get("swilu_projection", True):
             out = out * F.silu(project("swilu_projection", x))
-        return project("value_proj", out) if f"{m}value_proj.weight" in s else out
+        return scale * (project("value_proj", out) if f"{m}value_proj.weight" in s else out)
 
     x = s["tok_embeddings.weight"][IDS]
     for i in range(4):
@@ -148,13 +155,16 @@ def write(directory: Path, config: dict[str, Any], state: State, form: str = "pt
     return directory
 
 
-@pytest.mark.parametrize("form", ["pth", "dcp"])
+@pytest.mark.parametrize(("form", "biases"), [("pth", False), ("pth", True), ("dcp", True)])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_variant_computes_what_the_source_computes(name: str, form: str, tmp_path: Path) -> None:
+def test_every_variant_computes_what_the_source_computes(name: str, form: str, biases: bool, tmp_path: Path) -> None:
     memory = VARIANTS[name]
-    state = make_state(memory)
+    state = make_state(memory, biases)
     summary = import_checkpoint(write(tmp_path / "source", params(**memory), state, form), tmp_path / "out")
-    assert "the memory replaces the FFN of blocks 1, 3: their FFNs are written as zeros" in summary["warnings"]
+    assert "the memory replaces the FFN of blocks 1, 3" in summary["warnings"]
+    spec = ModelSpec.load(tmp_path / "out")
+    assert spec.decoder.ffn_widths == (WIDTH, 0, WIDTH, 0)
+    assert [layer.query_bias for layer in spec.memory] == [biases, biases]
     with torch.no_grad():
         found = ultramem_deploy.load(tmp_path / "out")(IDS)
     assert (found - forward(state, memory)).abs().max() < 1e-4
@@ -172,19 +182,20 @@ def test_copies_of_a_shared_table_that_differ(tmp_path: Path) -> None:
         plan_import(write(tmp_path / "source", params(), state))
 
 
-def test_biases_that_are_not_zero_are_refused_by_name(tmp_path: Path) -> None:
-    source = write(tmp_path / "source", params(), make_state({}, biases=True))
-    with pytest.raises(InputError, match=r"layers\.1\.feed_forward\.query_proj\.query_mlps\.0\.bias.*have no biases"):
-        plan_import(source)
+def test_a_bias_of_zeros_is_left_out_of_its_layer_alone(tmp_path: Path) -> None:
+    state = make_state({}, biases=True)
+    state["layers.1.feed_forward.value_proj.bias"].zero_()
+    spec = plan_import(write(tmp_path / "source", params(), state)).spec
+    assert [layer.output_bias for layer in spec.memory] == [False, True]
 
 
 def test_what_cannot_be_expressed_is_listed(tmp_path: Path) -> None:
-    config = params(mem_gated=True, mem_v_dim=0, layers="a", mem_knn=0, hash=1)
+    config = params(mem_gated=1, mem_v_dim=0, layers="a", mem_knn=0, hash=1)
     config["model"] |= {"sliding_window": 8, "n_heads": "x", "rope": 1}
     with pytest.raises(ConfigError) as caught:
         plan_import(write(tmp_path / "source", config, {}))
     text = str(caught.value)
-    for key in ("mem_gated: true", "mem_v_dim", "layers", "mem_knn", "hash", "sliding_window", "n_heads", "rope"):
+    for key in ("mem_gated", "mem_v_dim", "layers", "mem_knn", "hash", "sliding_window", "n_heads", "rope"):
         assert key in text
 
 

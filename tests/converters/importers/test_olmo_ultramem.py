@@ -30,6 +30,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "mlp_hidden_size": None,
         "mlp_ratio": 2,
     },
+    "v1 biases, untied": {"include_bias": True, "weight_tying": False},
     "v1 bias in norms alone": {"bias_for_layer_norm": True, "norm_after": True, "embedding_size": None},
     "v1 norms without weights, q/k norms with": {"layer_norm_with_affine": False, "layer_norm_eps": 1e-3},
     "v1 q/k norms without weights": {"attention_layer_norm_with_affine": False},
