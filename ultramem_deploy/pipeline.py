@@ -197,16 +197,19 @@ def verify(
     check: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Compare two artifacts; raises CheckFailed where they differ by more than the limits, unless `check` is False."""
-    from .verification import DEFAULT_KL, DEFAULT_MAX_ABS, compare
+    """Compare two artifacts; raises CheckFailed where they differ by more than the limits, unless `check` is False.
+
+    Limits that are None follow from what is compared: see `tolerances`.
+    """
+    from .verification import compare
 
     result = compare(
         Path(reference),
         Path(candidate),
         text=_path(text),
         tokens=tokens,
-        max_abs=DEFAULT_MAX_ABS if max_abs is None else max_abs,
-        kl=DEFAULT_KL if kl is None else kl,
+        max_abs=max_abs,
+        kl=kl,
         runtime=runtime,
         progress=progress,
     )
