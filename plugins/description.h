@@ -6,19 +6,27 @@
 namespace ultramem {
 
 // The values are those of ONNX's TensorProto.DataType, which hosts share.
-enum class ElementType : std::int32_t { kFloat32 = 1, kInt64 = 7, kFloat16 = 10, kBFloat16 = 16 };
+enum class ElementType : std::int32_t {
+  kFloat32 = 1,
+  kUint8 = 2,
+  kInt8 = 3,
+  kInt64 = 7,
+  kFloat16 = 10,
+  kBFloat16 = 16
+};
 
 struct Port {
   const char* name;
-  const char* type;      // name of one of the operator's type variables
-  int rank;              // number of dimensions
-  const char* shape[4];  // symbol of each dimension; equal symbols are equal sizes
+  const char* type;       // name of one of the operator's type variables
+  int rank;               // number of dimensions
+  const char* shape[4];   // symbol of each dimension; equal symbols are equal sizes
+  bool optional = false;  // may be left out; such inputs come last
 };
 
 struct TypeVariable {
   const char* name;
   int allowed_count;
-  ElementType allowed[4];
+  ElementType allowed[5];
 };
 
 struct Attribute {
@@ -35,9 +43,9 @@ struct Operator {
   int output_count;
   Port outputs[2];
   int type_count;
-  TypeVariable types[3];
+  TypeVariable types[4];
   int attribute_count;
-  Attribute attributes[1];
+  Attribute attributes[2];
 };
 
 }  // namespace ultramem

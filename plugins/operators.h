@@ -32,43 +32,57 @@ enum AttributeIndex { kK };
 
 inline constexpr Operator kSparseGate = {
     "SparseGate",
-    3,
-    {{"table", "V", 2, {"N", "W"}}, {"addresses", "I", 2, {"T", "K"}}, {"x", "T", 2, {"T", "P"}}},
+    4,
+    {{"table", "V", 2, {"N", "W"}},
+     {"addresses", "I", 2, {"T", "K"}},
+     {"x", "T", 2, {"T", "P"}},
+     {"scales", "S", 1, {"N"}, true}},
     1,
     {{"gate", "T", 2, {"T", "K"}}},
-    3,
+    4,
     {{"T", 2, {ElementType::kFloat32, ElementType::kFloat16}},
-     {"V", 3, {ElementType::kFloat32, ElementType::kFloat16, ElementType::kBFloat16}},
-     {"I", 1, {ElementType::kInt64}}},
-    1,
-    {{"activation", false, 0, 4}},
+     {"V",
+      5,
+      {ElementType::kFloat32, ElementType::kFloat16, ElementType::kBFloat16, ElementType::kInt8, ElementType::kUint8}},
+     {"I", 1, {ElementType::kInt64}},
+     {"S", 1, {ElementType::kFloat32}}},
+    2,
+    {{"activation", false, 0, 4}, {"encoding", false, 0, 4}},
 };
 
 namespace sparse_gate {
-enum Input { kTable, kAddresses, kX };
+enum Input { kTable, kAddresses, kX, kScales };
 enum Output { kGate };
-enum AttributeIndex { kActivation };
+enum AttributeIndex { kActivation, kEncoding };
 enum class Activation : std::int64_t { kNone, kGelu, kSilu, kSwiglu };
+enum class Encoding : std::int64_t { kFloat, kInt8, kInt4, kFloat8E4m3 };
 }  // namespace sparse_gate
 
 inline constexpr Operator kSparseLookup = {
     "SparseLookup",
-    3,
-    {{"table", "V", 2, {"N", "D"}}, {"addresses", "I", 2, {"T", "K"}}, {"scores", "T", 3, {"T", "K", "M"}}},
+    4,
+    {{"table", "V", 2, {"N", "W"}},
+     {"addresses", "I", 2, {"T", "K"}},
+     {"scores", "T", 3, {"T", "K", "M"}},
+     {"scales", "S", 1, {"N"}, true}},
     1,
     {{"output", "T", 2, {"T", "E*D"}}},
-    3,
+    4,
     {{"T", 2, {ElementType::kFloat32, ElementType::kFloat16}},
-     {"V", 3, {ElementType::kFloat32, ElementType::kFloat16, ElementType::kBFloat16}},
-     {"I", 1, {ElementType::kInt64}}},
-    1,
-    {{"blocks", false, 1, 0}},
+     {"V",
+      5,
+      {ElementType::kFloat32, ElementType::kFloat16, ElementType::kBFloat16, ElementType::kInt8, ElementType::kUint8}},
+     {"I", 1, {ElementType::kInt64}},
+     {"S", 1, {ElementType::kFloat32}}},
+    2,
+    {{"blocks", false, 1, 0}, {"encoding", false, 0, 4}},
 };
 
 namespace sparse_lookup {
-enum Input { kTable, kAddresses, kScores };
+enum Input { kTable, kAddresses, kScores, kScales };
 enum Output { kOutput };
-enum AttributeIndex { kBlocks };
+enum AttributeIndex { kBlocks, kEncoding };
+enum class Encoding : std::int64_t { kFloat, kInt8, kInt4, kFloat8E4m3 };
 }  // namespace sparse_lookup
 
 inline constexpr const Operator* kAll[] = {&kTuckerTopK, &kSparseGate, &kSparseLookup};

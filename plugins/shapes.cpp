@@ -25,10 +25,12 @@ void require(bool condition, const Operator& op, const std::string& problem) {
 }
 
 BoundShapes::BoundShapes(const Operator& op, const std::vector<Shape>& inputs) {
-  const auto expected = static_cast<std::size_t>(op.input_count);
-  require(inputs.size() == expected, op,
-          "expected " + std::to_string(expected) + " inputs, found " + std::to_string(inputs.size()));
-  for (std::size_t i = 0; i < expected; ++i) bind(op, op.inputs[i], inputs[i]);
+  std::size_t needed = 0;
+  while (needed < static_cast<std::size_t>(op.input_count) && !op.inputs[needed].optional) ++needed;
+  require(needed <= inputs.size() && inputs.size() <= static_cast<std::size_t>(op.input_count), op,
+          "expected " + std::to_string(needed) + " to " + std::to_string(op.input_count) + " inputs, found " +
+              std::to_string(inputs.size()));
+  for (std::size_t i = 0; i < inputs.size(); ++i) bind(op, op.inputs[i], inputs[i]);
 }
 
 void BoundShapes::bind(const Operator& op, const Port& port, const Shape& shape) {

@@ -27,7 +27,8 @@ void require(bool condition, const Operator& op, const std::string& problem);
 // The value that each symbol of the description has in the shapes at hand.
 class BoundShapes {
  public:
-  // Throws BadInput where a rank differs from the description, or two equal symbols have different sizes.
+  // Throws BadInput where a rank differs from the description, or two equal symbols have different sizes. Optional
+  // inputs at the end may be missing.
   BoundShapes(const Operator& op, const std::vector<Shape>& inputs);
 
   // The size of `symbol`, which must occur in the description.

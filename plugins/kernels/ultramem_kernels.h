@@ -2,8 +2,9 @@
 //
 // Every call works on a range of the problem, so that a host can spread one problem over its own threads: the results
 // do not depend on how it is cut. Tensors are dense and row-major, except that table rows may be padded (row_stride).
-// Element types: `type` is float32 or float16 (activations, scores, outputs); tables may also be bfloat16. Arithmetic
-// is in float32. Sizes and offsets are 64-bit and counted in elements.
+// Element types: `type` is float32 or float16 (activations, scores, outputs); tables may also be bfloat16, or quantised
+// with one scale a row: value = code * scale. Arithmetic is in float32. Sizes and offsets are 64-bit and counted in
+// elements.
 #ifndef ULTRAMEM_KERNELS_H_
 #define ULTRAMEM_KERNELS_H_
 
@@ -17,7 +18,14 @@
 extern "C" {
 #endif
 
-typedef enum UltramemType { ULTRAMEM_FLOAT32 = 0, ULTRAMEM_FLOAT16 = 1, ULTRAMEM_BFLOAT16 = 2 } UltramemType;
+typedef enum UltramemType {
+  ULTRAMEM_FLOAT32 = 0,
+  ULTRAMEM_FLOAT16 = 1,
+  ULTRAMEM_BFLOAT16 = 2,
+  ULTRAMEM_INT8 = 3,        // of tables alone, as the next two; the code is the integer
+  ULTRAMEM_INT4 = 4,        // two a byte, low nibble first; the code is the nibble - 8
+  ULTRAMEM_FLOAT8_E4M3 = 5  // finite numbers and NaN, no infinity; the code is the number
+} UltramemType;
 
 typedef enum UltramemCode {
   ULTRAMEM_OK = 0,
@@ -41,12 +49,13 @@ typedef struct UltramemRange {
 typedef struct UltramemTable {
   const void* data;  // [rows, width]
   UltramemType type;
-  int64_t rows;        // N
-  int64_t width;       // D
-  int64_t row_stride;  // elements from one row to the next, >= width
+  int64_t rows;         // N
+  int64_t width;        // D
+  int64_t row_stride;   // elements from one row to the next, >= width; even for int4
+  const float* scales;  // [rows] for a quantised type, else null
 } UltramemTable;
 
-// output[t, p*D + d] = sum over k with addresses[t, k] / N = p of scores[t, k, d / (D/cores)] * table[address % N, d]
+// output[t, p*D + d] = sum over k with addresses[t, k] / N = p of scores[t, k, d / (D/cores)] * value[address % N, d]
 typedef struct UltramemSparseLookup {
   UltramemTable table;       // [N, D]
   const int64_t* addresses;  // [tokens, slots], each in [0, blocks*N)
@@ -66,7 +75,7 @@ typedef enum UltramemActivation {
   ULTRAMEM_SWIGLU = 3  // silu(<row[:P], x>) * <row[P:], x>
 } UltramemActivation;
 
-// gate[t, k] = activation(<table[addresses[t, k] % N], x[t]>)
+// gate[t, k] = activation(<value[addresses[t, k] % N], x[t]>)
 typedef struct UltramemSparseGate {
   UltramemTable table;       // [N, P], or [N, 2P] for swiglu
   const int64_t* addresses;  // [tokens, slots], each >= 0
@@ -109,7 +118,8 @@ size_t ultramem_sparse_lookup_scratch(const UltramemSparseLookup* problem);
 size_t ultramem_sparse_gate_scratch(const UltramemSparseGate* problem);
 size_t ultramem_tucker_topk_scratch(const UltramemTuckerTopK* problem);
 
-// `tokens` within [0, tokens) and `columns` within [0, D): one token can be shared among threads by columns.
+// `tokens` within [0, tokens) and `columns` within [0, D), from an even one for int4: one token can be shared among
+// threads by columns.
 UltramemStatus ultramem_sparse_lookup(const UltramemSparseLookup* problem, UltramemRange tokens, UltramemRange columns,
                                       void* scratch);
 // `pairs` within [0, tokens*slots).

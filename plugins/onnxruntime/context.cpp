@@ -65,19 +65,26 @@ void raise(const Operator& op, const UltramemStatus& status) {
 }  // namespace
 
 std::vector<Input> Context::inputs() const {
+  std::vector<Input> all;
+  for (int i = 0; i < op_.input_count; ++i) {
+    if (!op_.inputs[i].optional || value(i) != nullptr) all.push_back(input(i));
+  }
+  return all;
+}
+
+// Null where the node leaves the input out: the host counts named inputs that are empty, and not those never named.
+const OrtValue* Context::value(int index) const {
   std::size_t count = 0;
   check(ort::KernelContextGetInputCount::of(api_)(host_, &count));
-  require(count == static_cast<std::size_t>(op_.input_count), op_,
-          "expected " + std::to_string(op_.input_count) + " inputs, found " + std::to_string(count));
-  std::vector<Input> all;
-  for (int i = 0; i < op_.input_count; ++i) all.push_back(input(i));
-  return all;
+  const OrtValue* found = nullptr;
+  const auto at = static_cast<std::size_t>(index);
+  if (at < count) check(ort::KernelContextGetInput::of(api_)(host_, at, &found));
+  return found;
 }
 
 Input Context::input(int index) const {
   const Port& port = op_.inputs[index];
-  const OrtValue* value = nullptr;
-  check(ort::KernelContextGetInput::of(api_)(host_, static_cast<std::size_t>(index), &value));
+  const OrtValue* value = this->value(index);
   require(value != nullptr, op_, std::string("input ") + port.name + " is missing");
 
   OrtTensorTypeAndShapeInfo* raw = nullptr;

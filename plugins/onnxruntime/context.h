@@ -34,7 +34,7 @@ class Context {
 
   const Operator& op() const { return op_; }
 
-  // Every input, each of a type that the description allows (else BadInput).
+  // Every input that is there, each of a type that the description allows (else BadInput).
   std::vector<Input> inputs() const;
 
   // The memory of output `index`, allocated in this shape.
@@ -48,6 +48,7 @@ class Context {
   static constexpr std::int64_t kMostTasks = 64;
 
  private:
+  const OrtValue* value(int index) const;
   Input input(int index) const;
 
   const OrtApi* api_;
@@ -62,6 +63,9 @@ inline std::int64_t size_of(ElementType type) {
       return 8;
     case ElementType::kFloat32:
       return 4;
+    case ElementType::kInt8:
+    case ElementType::kUint8:
+      return 1;
     case ElementType::kFloat16:
     case ElementType::kBFloat16:
       break;

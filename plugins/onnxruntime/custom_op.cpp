@@ -98,7 +98,9 @@ CustomOp::CustomOp(const Operator& described, std::vector<ElementType> chosen, C
   GetOutputType = [](const OrtCustomOp* op, std::size_t i) { return self(op).type_of(self(op).op.outputs[i]); };
   GetOutputTypeCount = [](const OrtCustomOp* op) { return static_cast<std::size_t>(self(op).op.output_count); };
   KernelDestroy = destroy_kernel;
-  GetInputCharacteristic = [](const OrtCustomOp*, std::size_t) { return ort::kRequired; };
+  GetInputCharacteristic = [](const OrtCustomOp* op, std::size_t i) {
+    return self(op).op.inputs[i].optional ? ort::kOptional : ort::kRequired;
+  };
   GetOutputCharacteristic = [](const OrtCustomOp*, std::size_t) { return ort::kRequired; };
   GetInputMemoryType = [](const OrtCustomOp*, std::size_t) { return ort::kDefaultMemory; };
   GetVariadicInputMinArity = [](const OrtCustomOp*) { return 1; };

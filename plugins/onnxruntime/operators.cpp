@@ -17,14 +17,57 @@ std::vector<Shape> shapes_of(const std::vector<Input>& inputs) {
   return shapes;
 }
 
-// Of a table or an activation: the description allows nothing else there.
+// Of an activation: the description allows nothing else there.
 UltramemType kernel_type(ElementType type) {
-  if (type == ElementType::kFloat32) return ULTRAMEM_FLOAT32;
-  return type == ElementType::kFloat16 ? ULTRAMEM_FLOAT16 : ULTRAMEM_BFLOAT16;
+  return type == ElementType::kFloat32 ? ULTRAMEM_FLOAT32 : ULTRAMEM_FLOAT16;
 }
 
-UltramemTable table_of(const Input& input) {
-  return {input.data, kernel_type(input.type), input.shape[0], input.shape[1], input.shape[1]};
+// The encodings of every operator with a table, in the order of the description.
+enum class Encoding : std::int64_t { kFloat, kInt8, kInt4, kFloat8 };
+static_assert(static_cast<int>(Encoding::kFloat8) ==
+                  static_cast<int>(operators::sparse_lookup::Encoding::kFloat8E4m3) &&
+              static_cast<int>(Encoding::kFloat8) == static_cast<int>(operators::sparse_gate::Encoding::kFloat8E4m3));
+
+struct StoredType {
+  ElementType element;
+  Encoding encoding;
+  UltramemType type;
+};
+
+constexpr StoredType kStoredTypes[] = {
+    {ElementType::kFloat32, Encoding::kFloat, ULTRAMEM_FLOAT32},
+    {ElementType::kFloat16, Encoding::kFloat, ULTRAMEM_FLOAT16},
+    {ElementType::kBFloat16, Encoding::kFloat, ULTRAMEM_BFLOAT16},
+    {ElementType::kInt8, Encoding::kInt8, ULTRAMEM_INT8},
+    {ElementType::kUint8, Encoding::kInt4, ULTRAMEM_INT4},
+    {ElementType::kUint8, Encoding::kFloat8, ULTRAMEM_FLOAT8_E4M3},
+};
+
+UltramemType stored_type(const Operator& op, ElementType element, std::int64_t encoding) {
+  for (const StoredType& stored : kStoredTypes) {
+    if (stored.element == element && static_cast<std::int64_t>(stored.encoding) == encoding) return stored.type;
+  }
+  throw BadInput(std::string(op.name) + ": input table of ONNX element type " +
+                 std::to_string(static_cast<int>(element)) + " does not go with encoding " + std::to_string(encoding));
+}
+
+// The table of an operator whose scales are input `scales`; they must be there exactly where the rows are quantised.
+UltramemTable table_of(const Operator& op, const std::vector<Input>& inputs, std::size_t scales,
+                       std::int64_t encoding) {
+  const Input& table = inputs[0];
+  const bool scaled = encoding != static_cast<std::int64_t>(Encoding::kFloat);
+  require((inputs.size() > scales) == scaled, op,
+          std::string("input scales must be ") + (scaled ? "given" : "absent") + " for encoding " +
+              std::to_string(encoding));
+  const UltramemType type = stored_type(op, table.type, encoding);
+  const std::int64_t width = table.shape[1] * (type == ULTRAMEM_INT4 ? 2 : 1);
+  return {table.data, type,  table.shape[0],
+          width,      width, scaled ? static_cast<const float*>(inputs[scales].data) : nullptr};
+}
+
+// Bytes of `count` rows of the table.
+std::int64_t bytes_of(const std::vector<Input>& inputs, std::int64_t count) {
+  return count * inputs[0].shape[1] * size_of(inputs[0].type);
 }
 
 void require_between(const Context& context, const char* attribute, std::int64_t value, std::int64_t most) {
@@ -38,14 +81,15 @@ void sparse_lookup(const Context& context, const std::int64_t* attributes) {
   using namespace operators::sparse_lookup;
   const std::vector<Input> inputs = context.inputs();
   const BoundShapes size(context.op(), shapes_of(inputs));
-  const std::int64_t blocks = attributes[kBlocks], width = size["D"], cores = size["M"];
+  const UltramemTable table = table_of(context.op(), inputs, kScales, attributes[kEncoding]);
+  const std::int64_t blocks = attributes[kBlocks], width = table.width, cores = size["M"];
   require_between(context, "blocks", blocks, kMostBlocks);
   require(
       cores >= 1 && width % cores == 0, context.op(),
       "the " + std::to_string(cores) + " cores of input scores must divide the table's width " + std::to_string(width));
 
   UltramemSparseLookup problem{};
-  problem.table = table_of(inputs[kTable]);
+  problem.table = table;
   problem.addresses = static_cast<const std::int64_t*>(inputs[kAddresses].data);
   problem.scores = inputs[kScores].data;
   problem.output = context.output(kOutput, {size["T"], blocks * width});
@@ -58,7 +102,7 @@ void sparse_lookup(const Context& context, const std::int64_t* attributes) {
 
   // Tokens first; columns where there are fewer tokens than tasks, in steps that keep cache lines whole.
   constexpr std::int64_t kColumnStep = 256;
-  const std::int64_t tasks = tasks_for(problem.tokens * problem.slots * width * size_of(inputs[kTable].type));
+  const std::int64_t tasks = tasks_for(bytes_of(inputs, problem.tokens * problem.slots));
   const std::int64_t by_token = std::min(tasks, problem.tokens);
   const std::int64_t steps = (width + kColumnStep - 1) / kColumnStep;
   const std::int64_t by_column = std::max<std::int64_t>(1, std::min(tasks / by_token, steps));
@@ -76,14 +120,15 @@ void sparse_gate(const Context& context, const std::int64_t* attributes) {
       static_cast<int>(Activation::kSwiglu) == ULTRAMEM_SWIGLU && static_cast<int>(Activation::kNone) == ULTRAMEM_NONE);
   const std::vector<Input> inputs = context.inputs();
   const BoundShapes size(context.op(), shapes_of(inputs));
+  const UltramemTable table = table_of(context.op(), inputs, kScales, attributes[kEncoding]);
   const auto activation = static_cast<UltramemActivation>(attributes[kActivation]);
   const std::int64_t width = (activation == ULTRAMEM_SWIGLU ? 2 : 1) * size["P"];
-  require(size["W"] == width, context.op(),
+  require(table.width == width, context.op(),
           "input table must be " + std::to_string(width) + " wide (x is " + std::to_string(size["P"]) +
-              " wide, activation " + std::to_string(activation) + "), found " + std::to_string(size["W"]));
+              " wide, activation " + std::to_string(activation) + "), found " + std::to_string(table.width));
 
   UltramemSparseGate problem{};
-  problem.table = table_of(inputs[kTable]);
+  problem.table = table;
   problem.addresses = static_cast<const std::int64_t*>(inputs[kAddresses].data);
   problem.x = inputs[kX].data;
   problem.gate = context.output(kGate, {size["T"], size["K"]});
@@ -94,7 +139,7 @@ void sparse_gate(const Context& context, const std::int64_t* attributes) {
   problem.activation = activation;
 
   const std::int64_t pairs = problem.tokens * problem.slots;
-  const std::int64_t tasks = std::min(pairs, tasks_for(pairs * width * size_of(inputs[kTable].type)));
+  const std::int64_t tasks = std::min(pairs, tasks_for(bytes_of(inputs, pairs)));
   context.run(tasks, ultramem_sparse_gate_scratch(&problem), [&](std::int64_t i, void* scratch) {
     return ultramem_sparse_gate(&problem, part_of(pairs, tasks, i), scratch);
   });

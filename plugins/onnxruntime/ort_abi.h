@@ -76,7 +76,8 @@ constexpr std::uint32_t kApiVersion = 17;
 
 enum ErrorCode : std::int32_t { kInvalidArgument = 2, kRuntimeException = 6, kNotImplemented = 9 };
 
-constexpr std::int32_t kRequired = 0;       // OrtCustomOpInputOutputCharacteristic
+constexpr std::int32_t kRequired = 0;  // OrtCustomOpInputOutputCharacteristic
+constexpr std::int32_t kOptional = 1;
 constexpr std::int32_t kDefaultMemory = 0;  // OrtMemType
 
 // One function of OrtApi: `Call<slot, signature>::of(api)(arguments...)`.

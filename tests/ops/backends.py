@@ -16,7 +16,7 @@ from onnx.reference import ReferenceEvaluator
 
 from ultramem_deploy.ops import DOMAIN, OPERATORS, VERSION, Operator, sparse_gate, sparse_lookup, tucker_topk
 
-from .cases import Case
+from .cases import ENCODINGS, Case
 
 Outputs = list[np.ndarray]
 Backend = Callable[[Case], Outputs]
@@ -26,6 +26,9 @@ ELEMENTS = {
     torch.float16: TensorProto.FLOAT16,
     torch.bfloat16: TensorProto.BFLOAT16,
     torch.int64: TensorProto.INT64,
+    torch.int8: TensorProto.INT8,
+    torch.uint8: TensorProto.UINT8,
+    torch.float8_e4m3fn: TensorProto.UINT8,  # by its bits
 }
 TORCH_OPS = {
     "TuckerTopK": tucker_topk.tucker_topk,
@@ -41,11 +44,13 @@ def model(
     initializers: tuple[onnx.TensorProto, ...] = (),
     body: bool = True,
 ) -> onnx.ModelProto:
-    """One node of `operator` between graph inputs of these element types; every dimension is free."""
-    free = {port.name: [f"{port.name}_{d}" for d in range(len(port.shape))] for port in operator.inputs}
-    output_element = next(
-        e for p, e in zip(operator.inputs[::-1], list(elements.values())[::-1], strict=True) if p.type == "T"
-    )
+    """One node of `operator` between graph inputs of these element types; every dimension is free.
+
+    An optional input that `elements` lacks is left out.
+    """
+    present = [port for port in operator.inputs if port.name in elements]
+    free = {port.name: [f"{port.name}_{d}" for d in range(len(port.shape))] for port in present}
+    output_element = next(elements[port.name] for port in present[::-1] if port.type == "T")
     outputs = [
         helper.make_tensor_value_info(
             p.name,
@@ -56,11 +61,12 @@ def model(
     ]
     given = {tensor.name for tensor in initializers}
     inputs = [helper.make_tensor_value_info(n, e, free[n]) for n, e in elements.items() if n not in given]
-    names = [p.name for p in operator.inputs], [p.name for p in operator.outputs]
+    names = [p.name for p in present], [p.name for p in operator.outputs]
     node = helper.make_node(operator.name, *names, domain=DOMAIN, **attributes)
     graph = helper.make_graph([node], "one_node", inputs, outputs, list(initializers))
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, VERSION)]
-    functions = [operator.function] if body else []
+    encoding = ENCODINGS[int(str(attributes.get("encoding", 0)))]
+    functions = [operator.function_for(encoding)] if body else []
     return helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=9)
 
 
@@ -80,7 +86,8 @@ def case_model(case: Case) -> onnx.ModelProto:
 
 def torch_operator(case: Case) -> Outputs:
     """The registered PyTorch operator."""
-    result = TORCH_OPS[case.operator.name](*case.inputs.values(), *case.attributes.values())
+    attributes = {name: value for name, value in case.attributes.items() if name != "encoding"}  # the dtype says it
+    result = TORCH_OPS[case.operator.name](**case.inputs, **attributes)
     results = result if isinstance(result, tuple) else (result,)
     return [x.numpy() for x in results]
 
@@ -92,6 +99,8 @@ def onnx_reference(case: Case) -> Outputs:
 
 
 def _numpy(x: torch.Tensor) -> np.ndarray:
+    if x.dtype == torch.float8_e4m3fn:
+        return x.view(torch.uint8).numpy()
     return x.float().numpy().astype(ml_dtypes.bfloat16) if x.dtype == torch.bfloat16 else x.numpy()
 
 
@@ -122,6 +131,6 @@ def runtime(library: Path | None) -> Backend:
 def ort_value(x: torch.Tensor) -> onnxruntime.OrtValue:
     """The tensor for ONNX Runtime; NumPy has no bfloat16, so its bits travel as int16."""
     if x.dtype != torch.bfloat16:
-        return onnxruntime.OrtValue.ortvalue_from_numpy(x.numpy())
+        return onnxruntime.OrtValue.ortvalue_from_numpy(_numpy(x))
     bits = x.contiguous().view(torch.int16).numpy()
     return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, TensorProto.BFLOAT16)

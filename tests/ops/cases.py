@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from ultramem_deploy.ops import Operator, sparse_gate, sparse_lookup, tucker_topk
 
 TABLE_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+ENCODINGS = ("float", "int8", "int4", "float8_e4m3")
+LARGEST = {"int8": 127.0, "int4": 7.0, "float8_e4m3": 448.0}
 TYPES = (torch.float32, torch.float16)
 SLOTS = st.integers(0, 9)
 TOKENS = st.integers(0, 4)
@@ -30,13 +32,51 @@ class Case:
         return f"{self.operator.name}({inputs}, {self.attributes})"
 
     def exact(self) -> dict[str, np.ndarray]:
-        """The inputs as float64, addresses as they are: what the formulas take."""
-        return {n: x.numpy() if x.dtype == torch.int64 else x.double().numpy() for n, x in self.inputs.items()}
+        """The inputs as float64, addresses as they are, a quantised table decoded: what the formulas take."""
+        exact = {n: x.numpy() if x.dtype == torch.int64 else x.double().numpy() for n, x in self.inputs.items()}
+        if "scales" in exact:
+            exact["table"] = decoded(self.inputs["table"]) * exact.pop("scales")[:, None]
+        return exact
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the activations, and so of the floating-point output."""
-        return list(self.inputs.values())[-1].dtype
+        floats = [x.dtype for name, x in self.inputs.items() if name not in ("table", "addresses", "scales")]
+        return floats[-1]
+
+
+def decoded(table: torch.Tensor) -> np.ndarray:
+    """The codes of a quantised table, float64."""
+    if table.dtype != torch.uint8:
+        return table.double().numpy()
+    packed = table.numpy().astype(int)
+    return np.stack([packed % 16 - 8, packed // 16 - 8], axis=2).reshape(len(packed), -1).astype(np.float64)
+
+
+def quantised(values: torch.Tensor, encoding: str) -> dict[str, torch.Tensor]:
+    """`table` [N, W] and `scales` [N] of float rows [N, D], D even for int4; no scales for "float"."""
+    if encoding == "float":
+        return {"table": values}
+    scales = values.abs().amax(1).clamp(min=1e-6) / LARGEST[encoding]
+    codes = values / scales[:, None]
+    if encoding == "float8_e4m3":
+        return {"table": codes.to(torch.float8_e4m3fn), "scales": scales}
+    codes = codes.round().clamp(-LARGEST[encoding], LARGEST[encoding])
+    if encoding == "int8":
+        return {"table": codes.to(torch.int8), "scales": scales}
+    nibbles = (codes + 8).to(torch.uint8).unflatten(1, (-1, 2))
+    return {"table": nibbles[..., 0] + 16 * nibbles[..., 1], "scales": scales}
+
+
+def stored(draw: st.DrawFn, values: torch.Tensor) -> tuple[dict[str, torch.Tensor], int]:
+    """A drawn way to store a table, and the encoding's number."""
+    encoding = draw(
+        st.sampled_from(ENCODINGS if values.shape[1] % 2 == 0 else tuple(e for e in ENCODINGS if e != "int4"))
+    )
+    table = quantised(values, encoding)
+    if encoding == "float":
+        table["table"] = values.to(draw(st.sampled_from(TABLE_TYPES)))
+    return table, ENCODINGS.index(encoding)
 
 
 def normal(seed: int, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
@@ -53,12 +93,9 @@ def lookups(draw: st.DrawFn) -> Case:
     seed = draw(SEED)
     table, scores = normal(seed, (rows, width), (tokens, slots, cores))
     addresses = torch.from_numpy(np.random.default_rng(seed).integers(0, rows * blocks, (tokens, slots)))
-    inputs = {
-        "table": table.to(draw(st.sampled_from(TABLE_TYPES))),
-        "addresses": addresses,
-        "scores": scores.to(draw(st.sampled_from(TYPES))),
-    }
-    return Case(sparse_lookup.OPERATOR, inputs, {"blocks": blocks})
+    tables, encoding = stored(draw, table)
+    inputs = {"table": tables["table"], "addresses": addresses, "scores": scores.to(draw(st.sampled_from(TYPES)))}
+    return Case(sparse_lookup.OPERATOR, inputs | tables, {"blocks": blocks, "encoding": encoding})
 
 
 @st.composite
@@ -67,12 +104,13 @@ def gates(draw: st.DrawFn) -> Case:
     tokens, slots, rows, width = draw(TOKENS), draw(SLOTS), draw(st.integers(1, 12)), draw(st.integers(1, 150))
     activation, seed = draw(st.integers(0, 3)), draw(SEED)
     table, x = normal(seed, (rows, width * (2 if activation == 3 else 1)), (tokens, width))
+    tables, encoding = stored(draw, table)
     inputs = {
-        "table": table.to(draw(st.sampled_from(TABLE_TYPES))),
+        "table": tables["table"],
         "addresses": torch.from_numpy(np.random.default_rng(seed).integers(0, 4 * rows, (tokens, slots))),
         "x": x.to(draw(st.sampled_from(TYPES))),
     }
-    return Case(sparse_gate.OPERATOR, inputs, {"activation": activation})
+    return Case(sparse_gate.OPERATOR, inputs | tables, {"activation": activation, "encoding": encoding})
 
 
 @st.composite

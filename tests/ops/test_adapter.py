@@ -13,8 +13,8 @@ from onnx import TensorProto, helper
 
 from ultramem_deploy.ops import Operator, sparse_gate, sparse_lookup, tucker_topk
 
-from .backends import case_model, model, ort_value, runtime, session
-from .cases import Case, normal
+from .backends import ELEMENTS, case_model, model, ort_value, runtime, session
+from .cases import ENCODINGS, Case, normal, quantised
 
 Failure = onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument
 
@@ -26,6 +26,14 @@ def lookup(
     values, weights = normal(0, table, scores)
     inputs = {"table": values, "addresses": torch.tensor(addresses), "scores": weights}
     return Case(sparse_lookup.OPERATOR, inputs, {"blocks": blocks})
+
+
+def encoded(dtype: torch.dtype, encoding: str, scales: int | None = 6) -> Case:
+    """A SparseLookup problem of 6 rows in this dtype, said to be of this encoding, with so many scales."""
+    case = lookup([[0, 1]], blocks=1)
+    inputs = case.inputs | {"table": case.inputs["table"].to(dtype)}
+    inputs |= {"scales": torch.ones(scales)} if scales is not None else {}
+    return Case(case.operator, inputs, case.attributes | {"encoding": ENCODINGS.index(encoding)})
 
 
 def gate(addresses: object, table: tuple[int, ...] = (6, 8), x: tuple[int, ...] = (1, 8), activation: int = 0) -> Case:
@@ -56,6 +64,10 @@ REFUSED = {
     "gate no rows": (gate([[0]], table=(0, 8)), "address 0 at token 0, slot 0 lies outside the table"),
     "heads": (retrieval(u=(3, 2)), "input u must be [H, R], found [3, 2]: H is 2 in row_scores"),
     "rank of core": (retrieval(core=(2, 2, 2, 3)), "input core must be [M, H, R, R], found [2, 2, 2, 3]: R is 2"),
+    "encoding": (encoded(torch.int8, "int4"), "input table of ONNX element type 3 does not go with encoding 2"),
+    "no scales": (encoded(torch.int8, "int8", scales=None), "input scales must be given for encoding 1"),
+    "scales of a float": (encoded(torch.float32, "float"), "input scales must be absent for encoding 0"),
+    "few scales": (encoded(torch.int8, "int8", scales=5), "input scales must be [N], found [5]: N is 6 in table"),
     "k": (retrieval(k=21), "k is 21, but 5 rows and 4 columns leave only 20 pairs"),
     "k zero": (retrieval(k=0), "k must be in [1, 46340], found 0"),
     "no keys": (retrieval(row_scores=(2, 2, 2, 0)), "k is 2, but 0 rows and 4 columns leave only 0 pairs"),
@@ -207,6 +219,34 @@ def test_offsets_beyond_32_bits(libraries: dict[str, Path], tmp_path: Path) -> N
         options.register_custom_ops_library(str(library))
         run = onnxruntime.InferenceSession(tmp_path / "model.onnx", options, providers=["CPUExecutionProvider"])
         np.testing.assert_array_equal(run.run(None, feeds)[0][0], expected)
+
+
+def test_nodes_of_one_operator_may_differ_in_encoding(library: Path) -> None:
+    """Each encoding brings its own body under its own overload; the kernels need none."""
+    values, scores = normal(5, (9, 8), (2, 3, 2))
+    feeds = {"addresses": ort_value(torch.tensor([[0, 8, 3], [4, 4, 1]])), "scores": ort_value(scores)}
+    nodes, functions, inputs = [], [], []
+    for number, encoding in enumerate(ENCODINGS):
+        tables = {f"{name}.{encoding}": x for name, x in quantised(values, encoding).items()}
+        feeds |= {name: ort_value(x) for name, x in tables.items()}
+        inputs += [helper.make_tensor_value_info(n, ELEMENTS[x.dtype], list(x.shape)) for n, x in tables.items()]
+        table, *scales = tables
+        names = [table, "addresses", "scores", *scales]
+        node = helper.make_node("SparseLookup", names, [encoding], domain="ai.ultramem", encoding=number)
+        node.overload = encoding
+        nodes.append(node)
+        functions.append(sparse_lookup.OPERATOR.function_for(encoding, overload=encoding))
+    inputs += [
+        helper.make_tensor_value_info("addresses", TensorProto.INT64, [2, 3]),
+        helper.make_tensor_value_info("scores", TensorProto.FLOAT, [2, 3, 2]),
+    ]
+    outputs = [helper.make_tensor_value_info(encoding, TensorProto.FLOAT, None) for encoding in ENCODINGS]
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("ai.ultramem", 1)]
+    graph = helper.make_graph(nodes, "mixed", inputs, outputs)
+    proto = helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=10)
+    by_kernel, by_body = (session(proto, path).run_with_ort_values(None, feeds) for path in (library, None))
+    for encoding, kernel, body in zip(ENCODINGS, by_kernel, by_body, strict=True):
+        np.testing.assert_allclose(kernel.numpy(), body.numpy(), rtol=1e-5, atol=1e-5, err_msg=encoding)
 
 
 def test_two_operators_share_a_graph(library: Path) -> None:

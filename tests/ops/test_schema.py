@@ -65,8 +65,10 @@ def test_other_types_and_attributes_are_refused(operator: Operator) -> None:
 
 @each
 def test_the_schema_and_the_function_body_say_the_same(operator: Operator) -> None:
-    schema, body = defs.get_schema(operator.name, VERSION, DOMAIN), operator.function
+    schema, body = defs.get_schema(operator.name, VERSION, DOMAIN), operator.function_for(operator.encodings[-1])
+    single = defs.OpSchema.FormalParameterOption.Single
     assert [port.name for port in schema.inputs] == list(body.input)
+    assert [port.name for port in schema.inputs if port.option == single] == list(operator.function.input)
     assert [port.name for port in schema.outputs] == list(body.output)
     optional = {attribute.name for attribute in body.attribute_proto}
     assert {name for name, one in schema.attributes.items() if not one.required} == optional

@@ -12,7 +12,7 @@ from ultramem_deploy.ops.sparse_gate import sparse_gate
 from ultramem_deploy.ops.sparse_lookup import sparse_lookup
 from ultramem_deploy.ops.tucker_topk import tucker_topk
 
-from .cases import normal
+from .cases import ENCODINGS, decoded, normal, quantised
 
 ADDRESSES = torch.tensor([[0, 5, 11, 5], [3, 3, 9, 1], [2, 8, 0, 11]])
 ROWS, BLOCKS, CORES, WIDTH = 6, 2, 2, 10
@@ -64,6 +64,35 @@ def test_sparse_lookup_gradients() -> None:
 def test_sparse_gate_gradients(activation: int) -> None:
     inputs = normal(2, (ROWS, 14 if activation == 3 else 7), (len(ADDRESSES), 7))
     check_gradients(lambda table, x: sparse_gate(table, ADDRESSES, x, activation), gate_formula(activation), inputs)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS[1:])
+def test_scales_have_gradients(encoding: str) -> None:
+    values, scores, x = normal(8, (ROWS, WIDTH), (*ADDRESSES.shape, CORES), (len(ADDRESSES), WIDTH))
+    table = quantised(values, encoding)
+    codes = torch.from_numpy(decoded(table["table"]))
+    single, double = table["scales"].clone().requires_grad_(), table["scales"].double().requires_grad_()
+    outputs = [
+        (
+            sparse_lookup(table["table"], ADDRESSES, scores, BLOCKS, single),
+            lookup_formula(codes * double[:, None], scores.double()),
+        ),
+        (sparse_gate(table["table"], ADDRESSES, x, 2, single), gate_formula(2)(codes * double[:, None], x.double())),
+    ]
+    for output, expected in outputs:
+        torch.testing.assert_close(output.double(), expected, **CLOSE)
+        (gradient,) = torch.autograd.grad(output.square().sum(), single)
+        (truth,) = torch.autograd.grad(expected.square().sum(), double)
+        torch.testing.assert_close(gradient.double(), truth, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("scales", [None, torch.ones(ROWS - 1), torch.ones(ROWS, dtype=torch.float16)])
+def test_a_quantised_table_needs_its_scales(scales: torch.Tensor | None) -> None:
+    table = torch.zeros(ROWS, WIDTH, dtype=torch.int8)
+    with pytest.raises(
+        ValueError, match=r"SparseLookup: scales for a table of encoding int8 must be \(\(6,\), torch.float32\)"
+    ):
+        sparse_lookup(table, ADDRESSES, torch.ones(*ADDRESSES.shape, 1), BLOCKS, scales)
 
 
 def test_tucker_topk_gradients() -> None:

@@ -35,25 +35,37 @@ std::vector<std::int64_t> addresses(std::int64_t count, std::int64_t limit) {
   return values;
 }
 
-// Rows padded with NaN, the last of them not at all: reading one element too many shows, or faults.
+std::int64_t bytes_of(UltramemType type, std::int64_t count) {
+  return type == ULTRAMEM_FLOAT32 ? 4 * count : type == ULTRAMEM_INT4 ? (count + 1) / 2 : count;
+}
+
+// Rows padded with NaN (in integers, -1), the last of them not at all: reading one element too many shows, or faults.
 struct PaddedTable {
-  PaddedTable(std::int64_t rows, std::int64_t width, std::int64_t padding)
-      : dense(normal(rows * width)), stride(width + padding) {
-    padded.assign(static_cast<std::size_t>((rows - 1) * stride + width), std::numeric_limits<float>::quiet_NaN());
+  PaddedTable(std::int64_t rows, std::int64_t width, std::int64_t padding, UltramemType type = ULTRAMEM_FLOAT32)
+      : scales(normal(rows)), stride(width + padding) {
+    const std::int64_t row_bytes = bytes_of(type, width);
+    padded.assign(static_cast<std::size_t>((rows - 1) * bytes_of(type, stride) + row_bytes), 0xff);
     for (std::int64_t r = 0; r < rows; ++r) {
-      std::memcpy(&padded[static_cast<std::size_t>(r * stride)], &dense[static_cast<std::size_t>(r * width)],
-                  static_cast<std::size_t>(width) * sizeof(float));
+      unsigned char* row = padded.data() + r * bytes_of(type, stride);
+      const auto numbers = normal(width);
+      if (type == ULTRAMEM_FLOAT32) std::memcpy(row, numbers.data(), static_cast<std::size_t>(row_bytes));
+      // Any code but a NaN.
+      else
+        for (std::int64_t i = 0; i < row_bytes; ++i) row[i] = static_cast<unsigned char>(generator() & 0xf7);
     }
-    table = {padded.data(), ULTRAMEM_FLOAT32, rows, width, stride};
+    table = {padded.data(), type, rows, width, stride, type == ULTRAMEM_FLOAT32 ? nullptr : scales.data()};
   }
-  std::vector<float> dense, padded;
+  std::vector<unsigned char> padded;
+  std::vector<float> scales;
   std::int64_t stride;
   UltramemTable table;
 };
 
-void lookup(std::int64_t width, std::int64_t cores, std::int64_t blocks) {
-  const std::int64_t rows = 5, tokens = 3, slots = 7;
-  PaddedTable values(rows, width, 3);
+constexpr UltramemType kTableTypes[] = {ULTRAMEM_FLOAT32, ULTRAMEM_INT8, ULTRAMEM_INT4, ULTRAMEM_FLOAT8_E4M3};
+
+void lookup(UltramemType type, std::int64_t width, std::int64_t cores, std::int64_t blocks) {
+  const std::int64_t rows = 5, tokens = 3, slots = 7, step = type == ULTRAMEM_INT4 ? 6 : 5;
+  PaddedTable values(rows, width, 4 - width % 2, type);
   const auto address = addresses(tokens * slots, rows * blocks);
   const auto scores = normal(tokens * slots * cores);
   std::vector<float> whole(static_cast<std::size_t>(tokens * blocks * width), NAN), cut = whole;
@@ -62,8 +74,8 @@ void lookup(std::int64_t width, std::int64_t cores, std::int64_t blocks) {
   expect(ultramem_sparse_lookup(&problem, {0, tokens}, {0, width}, nullptr).code == ULTRAMEM_OK, "lookup", width);
   problem.output = cut.data();
   for (std::int64_t t = 0; t < tokens; ++t) {
-    for (std::int64_t c = 0; c < width; c += 5) {
-      ultramem_sparse_lookup(&problem, {t, t + 1}, {c, c + 5 < width ? c + 5 : width}, nullptr);
+    for (std::int64_t c = 0; c < width; c += step) {
+      ultramem_sparse_lookup(&problem, {t, t + 1}, {c, c + step < width ? c + step : width}, nullptr);
     }
   }
   expect(std::memcmp(whole.data(), cut.data(), whole.size() * sizeof(float)) == 0, "lookup: the cut matters", width);
@@ -83,9 +95,10 @@ void lookup_refuses_addresses() {
   }
 }
 
-void gate(std::int64_t width, UltramemActivation activation) {
+void gate(UltramemType type, std::int64_t width, UltramemActivation activation) {
   const std::int64_t rows = 5, tokens = 2, slots = 3;
-  PaddedTable values(rows, activation == ULTRAMEM_SWIGLU ? 2 * width : width, 1);
+  const std::int64_t table_width = activation == ULTRAMEM_SWIGLU ? 2 * width : width;
+  PaddedTable values(rows, table_width, 2 - table_width % 2, type);
   const auto address = addresses(tokens * slots, 9 * rows);
   const auto x = normal(tokens * width);
   std::vector<float> whole(static_cast<std::size_t>(tokens * slots), NAN), cut = whole;
@@ -126,6 +139,22 @@ void topk(std::int64_t n_row, std::int64_t n_col, std::int64_t k) {
   for (const std::int64_t index : indices) expect(0 <= index && index < n_row * n_col, "topk: a wild index", index);
 }
 
+void quantised_tables_need_scales_and_whole_bytes() {
+  PaddedTable values(4, 8, 0, ULTRAMEM_INT4);
+  const std::int64_t address = 1;
+  const float score = 1;
+  float output[8];
+  UltramemSparseLookup problem{values.table, &address, &score, output, ULTRAMEM_FLOAT32, 1, 1, 1, 1};
+  const auto code = [&problem](std::int64_t begin) {
+    return ultramem_sparse_lookup(&problem, {0, 1}, {begin, 8}, nullptr).code;
+  };
+  expect(code(2) == ULTRAMEM_OK && code(1) == ULTRAMEM_BAD_SHAPE, "int4: a column within a byte", 1);
+  problem.table.row_stride = 9;
+  expect(code(0) == ULTRAMEM_BAD_SHAPE, "int4: a row that starts within a byte", 9);
+  problem.table.row_stride = 8, problem.table.scales = nullptr;
+  expect(code(0) == ULTRAMEM_BAD_SHAPE, "int4: no scales", 0);
+}
+
 void topk_refuses_too_many() {
   UltramemTuckerTopK problem{};
   problem.tokens = problem.heads = problem.rank = problem.cores = 1;
@@ -139,9 +168,13 @@ void topk_refuses_too_many() {
 
 int main() {
   for (std::int64_t width : {1, 2, 7, 16, 17, 40, 65, 130}) {
-    for (std::int64_t blocks : {1, 3}) lookup(width, 1, blocks);
-    if (width % 2 == 0) lookup(width, 2, 2);
-    for (int activation = 0; activation < 4; ++activation) gate(width, static_cast<UltramemActivation>(activation));
+    for (UltramemType type : kTableTypes) {
+      for (std::int64_t blocks : {1, 3}) lookup(type, width, 1, blocks);
+      if (width % 2 == 0) lookup(type, width, 2, 2);
+      for (int activation = 0; activation < 4; ++activation) {
+        gate(type, width, static_cast<UltramemActivation>(activation));
+      }
+    }
   }
   for (std::int64_t n : {1, 2, 15, 16, 17, 100}) {
     for (std::int64_t k : {1, 2, 9, 33}) {
@@ -151,6 +184,7 @@ int main() {
     }
   }
   lookup_refuses_addresses();
+  quantised_tables_need_scales_and_whole_bytes();
   topk_refuses_too_many();
   return failures == 0 ? 0 : 1;
 }

@@ -26,7 +26,14 @@ address and its position. A function body has no way to check: an address of an 
 negative one wraps round. Kernels rank a NaN above every number, so it reaches the output, and give ties to the smaller
 position. An empty batch (T = 0) is legal; in a body, the TopK of older releases of ONNX Runtime (seen in 1.20 to 1.26)
 divides by zero on it."""
-ENUMERATORS = {"float32": "kFloat32", "float16": "kFloat16", "bfloat16": "kBFloat16", "int64": "kInt64"}
+ENUMERATORS = {
+    "float32": "kFloat32",
+    "float16": "kFloat16",
+    "bfloat16": "kBFloat16",
+    "int64": "kInt64",
+    "int8": "kInt8",
+    "uint8": "kUint8",
+}
 
 
 def header() -> str:
@@ -96,12 +103,17 @@ def _array(items: list[str]) -> list[str]:
 
 def _port(port: Port) -> str:
     symbols = ", ".join(f'"{symbol}"' for symbol in port.shape)
-    return f'{{"{port.name}", "{port.type}", {len(port.shape)}, {{{symbols}}}}}'
+    optional = ", true" if port.optional else ""
+    return f'{{"{port.name}", "{port.type}", {len(port.shape)}, {{{symbols}}}{optional}}}'
 
 
 def _type_variable(name: str, allowed: tuple[str, ...]) -> str:
     values = ", ".join(f"ElementType::{ENUMERATORS[dtype]}" for dtype in allowed)
-    return f'{{"{name}", {len(allowed)}, {{{values}}}}}'
+    one_line = f'{{"{name}", {len(allowed)}, {{{values}}}}}'
+    if len(one_line) < COLUMNS - len("     ,"):
+        return one_line
+    indent = " " * 6
+    return f'{{"{name}",\n{indent}{len(allowed)},\n{indent}{{{values}}}}}'
 
 
 def _attribute(attribute: Attribute) -> str:
@@ -135,6 +147,7 @@ def _operator_page(operator: Operator) -> str:
 
 def _row(kind: str, port: Port, operator: Operator) -> str:
     shape = ", ".join(port.shape)
+    kind = f"optional {kind}" if port.optional else kind
     return f"| {kind} | `{port.name}` | [{shape}] | {port.type}: {', '.join(operator.types[port.type])} | {port.doc} |"
 
 

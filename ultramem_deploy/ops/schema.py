@@ -9,26 +9,35 @@ from functools import cached_property
 import onnx
 import onnx.parser
 
+from .encoding import ENCODINGS, codebook, values_body
+
 DOMAIN = "ai.ultramem"
 VERSION = 1
 BODY_OPSET = 18
+VALUES = "VALUES"
 
 ONNX_TYPES = {
     "float32": onnx.TensorProto.FLOAT,
     "float16": onnx.TensorProto.FLOAT16,
     "bfloat16": onnx.TensorProto.BFLOAT16,
     "int64": onnx.TensorProto.INT64,
+    "int8": onnx.TensorProto.INT8,
+    "uint8": onnx.TensorProto.UINT8,
 }
 
 
 @dataclass(frozen=True)
 class Port:
-    """One input or output: its name, symbolic shape and type variable (a key of `Operator.types`)."""
+    """One input or output: its name, symbolic shape and type variable (a key of `Operator.types`).
+
+    Optional ports come last.
+    """
 
     name: str
     shape: tuple[str, ...]
     type: str
     doc: str
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,8 @@ class Operator:
     """An operator of the domain `ai.ultramem` (spec §5).
 
     `body` is the model-local function in ONNX's textual syntax: what runs where no kernel of ours is registered, and
-    the formula that every kernel is checked against.
+    the formula that every kernel is checked against. Where it says `VALUES`, the rows of the table are gathered and
+    decoded, in the way of the table's encoding (see encoding.py).
     """
 
     name: str
@@ -60,17 +70,35 @@ class Operator:
     @cached_property
     def function(self) -> onnx.FunctionProto:
         """The function body as a proto, ready to be added to a model that uses the operator."""
-        header = f'<domain: "{DOMAIN}", opset_import: ["" : {BODY_OPSET}]>'
-        function = onnx.parser.parse_function(f"{header}\n{self.signature}\n{self.body}")
-        function.doc_string = self.doc
-        return function
+        return self.function_for("float")
 
     @property
-    def signature(self) -> str:
+    def encodings(self) -> tuple[str, ...]:
+        """How the operator's table may be stored; an operator without a table knows "float" alone."""
+        return ENCODINGS if VALUES in self.body else ENCODINGS[:1]
+
+    def function_for(self, encoding: str, overload: str = "") -> onnx.FunctionProto:
+        """The body for a table of this encoding: without optional inputs for "float", else with all of them.
+
+        A model whose nodes of this operator differ in encoding carries one body each, told apart by `overload` (of
+        node and function, IR version 10); where they agree, leave it empty.
+        """
+        header = f'<domain: "{DOMAIN}", opset_import: ["" : {BODY_OPSET}]>'
+        body = self.body.replace(VALUES, values_body(encoding).strip())
+        function = onnx.parser.parse_function(f"{header}\n{self.signature(encoding)}\n{body}")
+        if (numbers := codebook(encoding)) is not None:
+            tensor = onnx.numpy_helper.from_array(numbers, "codebook")
+            function.node.insert(0, onnx.helper.make_node("Constant", [], ["codebook"], value=tensor))
+        function.doc_string = self.doc
+        if overload:
+            function.overload = overload
+        return function
+
+    def signature(self, encoding: str = "float") -> str:
         """`Name <attributes> (inputs) => (outputs)`, as ONNX's parser reads it."""
         declared = [f"{a.name}: int = {a.default}" if a.default is not None else a.name for a in self.attributes]
         attributes = f" <{', '.join(declared)}>" if declared else ""
-        inputs = ", ".join(p.name for p in self.inputs)
+        inputs = ", ".join(p.name for p in self.inputs if encoding != "float" or not p.optional)
         outputs = ", ".join(p.name for p in self.outputs)
         return f"{self.name}{attributes} ({inputs}) => ({outputs})"
 
@@ -86,11 +114,17 @@ class Operator:
             DOMAIN,
             VERSION,
             doc=self.doc,
-            inputs=[schema.FormalParameter(p.name, p.type, p.doc) for p in self.inputs],
-            outputs=[schema.FormalParameter(p.name, p.type, p.doc) for p in self.outputs],
+            inputs=[_parameter(p) for p in self.inputs],
+            outputs=[_parameter(p) for p in self.outputs],
             type_constraints=constraints,
             attributes=[_schema_attribute(a) for a in self.attributes],
         )
+
+
+def _parameter(port: Port) -> onnx.defs.OpSchema.FormalParameter:
+    option = onnx.defs.OpSchema.FormalParameterOption
+    kind = option.Optional if port.optional else option.Single
+    return onnx.defs.OpSchema.FormalParameter(port.name, port.type, port.doc, param_option=kind)
 
 
 def _onnx_type_name(dtype: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from . import encoding
 from .schema import Attribute, Operator, Port
 
 ACTIVATIONS = ("none", "gelu", "silu", "swiglu")
@@ -14,16 +15,20 @@ OPERATOR = Operator(
     doc=(
         "Dot product of x with one table row per address, and an activation of it. The row is address mod N, so the "
         "addresses of SparseLookup serve unchanged. With swiglu the row holds two vectors, gate first: "
-        "silu(<row[:P], x>) * <row[P:], x>. gelu is the exact (erf) one. Arithmetic is in float32."
+        "silu(<row[:P], x>) * <row[P:], x>. gelu is the exact (erf) one. Arithmetic is in float32. " + encoding.DOC
     ),
     inputs=(
-        Port("table", ("N", "W"), "V", "pre-values; W = P, or 2P for swiglu"),
+        Port("table", ("N", "W"), "V", "pre-values; W = P, or 2P for swiglu; half of that for int4"),
         Port("addresses", ("T", "K"), "I", "block*N + row; must be >= 0"),
         Port("x", ("T", "P"), "T", "the projected hidden state"),
+        Port("scales", ("N",), "S", encoding.SCALES_DOC, optional=True),
     ),
     outputs=(Port("gate", ("T", "K"), "T", "one factor per address"),),
-    types={"T": ("float32", "float16"), "V": ("float32", "float16", "bfloat16"), "I": ("int64",)},
-    attributes=(Attribute("activation", "0 none, 1 gelu, 2 silu, 3 swiglu", default=0, choices=ACTIVATIONS),),
+    types={"T": ("float32", "float16"), "V": encoding.TABLE_TYPES, "I": ("int64",), "S": ("float32",)},
+    attributes=(
+        Attribute("activation", "0 none, 1 gelu, 2 silu, 3 swiglu", default=0, choices=ACTIVATIONS),
+        Attribute("encoding", encoding.ATTRIBUTE_DOC, default=0, choices=encoding.ENCODINGS),
+    ),
     # The second product equals the first where W = P: Where picks by the attribute, with no branch for a host to lack.
     body="""{
         axis1 = Constant <value_ints = [1]> ()
@@ -39,8 +44,7 @@ OPERATOR = Operator(
         code = Constant <value_int: int = @activation> ()
         total = Shape <start = 0, end = 1> (table)
         rows = Mod (addresses, total)
-        gathered = Gather <axis = 0> (table, rows)
-        values = Cast <to = 1> (gathered)
+        VALUES
         width = Shape <start = 1, end = 2> (x)
         minus_width = Neg (width)
         first = Slice (values, start, width, axis2)
@@ -72,23 +76,31 @@ OPERATOR = Operator(
 CHUNK_BYTES = 64 << 20
 
 
-def reference(table: torch.Tensor, addresses: torch.Tensor, x: torch.Tensor, activation: int = 0) -> torch.Tensor:
+def reference(
+    table: torch.Tensor,
+    addresses: torch.Tensor,
+    x: torch.Tensor,
+    activation: int = 0,
+    scales: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Gate [T, K] in the dtype of `x`; never holds more than about 64 MiB of gathered rows.
 
-    Raises IndexError where an address is negative.
+    A quantised table takes `scales` [N] float32. Raises IndexError where an address is negative.
     """
+    encoding.check_scales("SparseGate", table, scales)
     if addresses.numel() and int(addresses.min()) < 0:
         raise IndexError(f"SparseGate: address {int(addresses.min())} is negative: not a memory layer's index")
     rows = addresses % table.shape[0]
-    per_token = max(1, rows.shape[1] * table.shape[1] * 4)
+    per_token = max(1, rows.shape[1] * encoding.table_width(table) * 4)
     step = max(1, CHUNK_BYTES // per_token)
-    parts = [_gate(table, rows[t : t + step], x[t : t + step], activation) for t in range(0, rows.shape[0], step)]
+    spans = [slice(t, t + step) for t in range(0, rows.shape[0], step)]
+    parts = [_gate(encoding.gather(table, rows[part], scales), x[part], activation) for part in spans]
     return torch.cat(parts) if parts else x.new_empty(addresses.shape)
 
 
-def _gate(table: torch.Tensor, rows: torch.Tensor, x: torch.Tensor, activation: int) -> torch.Tensor:
-    values, x32 = table[rows].float(), x.float()
-    width = x.shape[1]
+def _gate(values: torch.Tensor, x: torch.Tensor, activation: int) -> torch.Tensor:
+    """Of rows [T, K, W] float32."""
+    x32, width = x.float(), x.shape[1]
     a = torch.einsum("tkp,tp->tk", values[..., :width], x32)
     if ACTIVATIONS[activation] == "swiglu":
         out = F.silu(a) * torch.einsum("tkp,tp->tk", values[..., width:], x32)
@@ -98,32 +110,37 @@ def _gate(table: torch.Tensor, rows: torch.Tensor, x: torch.Tensor, activation: 
 
 
 @torch.library.custom_op("ultramem::sparse_gate", mutates_args=())
-def sparse_gate(table: torch.Tensor, addresses: torch.Tensor, x: torch.Tensor, activation: int = 0) -> torch.Tensor:
-    """The registered operator; see `reference`. Differentiable in `table` and `x`."""
-    return reference(table, addresses, x, activation)
+def sparse_gate(
+    table: torch.Tensor,
+    addresses: torch.Tensor,
+    x: torch.Tensor,
+    activation: int = 0,
+    scales: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The registered operator; see `reference`. Differentiable in `x`, in a float `table` and in `scales`."""
+    return reference(table, addresses, x, activation, scales)
 
 
 @sparse_gate.register_fake
-def _(table, addresses, x, activation=0):  # type: ignore[no-untyped-def]
+def _(table, addresses, x, activation=0, scales=None):  # type: ignore[no-untyped-def]
     return x.new_empty(addresses.shape)
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    table, addresses, x, ctx.activation = inputs
-    ctx.save_for_backward(table, addresses, x)
+    table, addresses, x, ctx.activation, scales = inputs
+    ctx.save_for_backward(table, addresses, x, scales)
 
 
 def _backward(ctx, grad):  # type: ignore[no-untyped-def]
-    table, addresses, x = ctx.saved_tensors
+    table, addresses, x, scales = ctx.saved_tensors
     rows = addresses % table.shape[0]
     with torch.enable_grad():
-        values, x_leaf = table[rows].detach().float().requires_grad_(), x.detach().float().requires_grad_()
-        local = torch.arange(rows.numel(), device=rows.device).reshape(rows.shape)
-        out = _gate(values.flatten(0, 1), local, x_leaf, ctx.activation)
+        values = encoding.gather(table, rows, scales).detach().requires_grad_()
+        x_leaf = x.detach().float().requires_grad_()
+        out = _gate(values, x_leaf, ctx.activation)
         grad_values, grad_x = torch.autograd.grad(out, (values, x_leaf), grad.float())
-    grad_table = torch.zeros_like(table, dtype=torch.float32)
-    grad_table.index_add_(0, rows.flatten(), grad_values.flatten(0, 1))
-    return grad_table.to(table.dtype), None, grad_x.to(x.dtype), None
+    grad_table, grad_scales = encoding.gradients(table, rows, scales, grad_values)
+    return grad_table, None, grad_x.to(x.dtype), None, grad_scales
 
 
 sparse_gate.register_autograd(_backward, setup_context=_setup_context)

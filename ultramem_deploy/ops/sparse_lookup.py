@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from . import encoding
 from .schema import Attribute, Operator, Port
 
 OPERATOR = Operator(
@@ -11,16 +12,20 @@ OPERATOR = Operator(
     doc=(
         "Weighted sum of one table row per address, kept apart by virtual block. An address is block*N + row. Core c "
         "weights the columns [c*D/M, (c+1)*D/M) of a row alone: out[t, p] = sum over k with block_k = p of "
-        "scores[t, k, c] * table[row_k, columns of c]. Arithmetic is in float32."
+        "scores[t, k, c] * table[row_k, columns of c]. Arithmetic is in float32. " + encoding.DOC
     ),
     inputs=(
-        Port("table", ("N", "D"), "V", "values, one row a physical slot"),
+        Port("table", ("N", "W"), "V", "values, one row a physical slot; W = D, or D/2 for int4"),
         Port("addresses", ("T", "K"), "I", "block*N + row, in [0, blocks*N)"),
         Port("scores", ("T", "K", "M"), "T", "weight of each address and core; M divides D"),
+        Port("scales", ("N",), "S", encoding.SCALES_DOC, optional=True),
     ),
     outputs=(Port("output", ("T", "E*D"), "T", "the sums of the E = blocks virtual blocks, side by side"),),
-    types={"T": ("float32", "float16"), "V": ("float32", "float16", "bfloat16"), "I": ("int64",)},
-    attributes=(Attribute("blocks", "virtual blocks (implicit value expansion)", default=1),),
+    types={"T": ("float32", "float16"), "V": encoding.TABLE_TYPES, "I": ("int64",), "S": ("float32",)},
+    attributes=(
+        Attribute("blocks", "virtual blocks (implicit value expansion)", default=1),
+        Attribute("encoding", encoding.ATTRIBUTE_DOC, default=0, choices=encoding.ENCODINGS),
+    ),
     body="""{
         axis1 = Constant <value_ints = [1]> ()
         axis3 = Constant <value_ints = [3]> ()
@@ -31,14 +36,13 @@ OPERATOR = Operator(
         blocks_scalar = Constant <value_int: int = @blocks> ()
         blocks1 = Reshape (blocks_scalar, one)
         total = Shape <start = 0, end = 1> (table)
-        width = Shape <start = 1, end = 2> (table)
         tokens = Shape <start = 0, end = 1> (addresses)
         taken = Shape <start = 1, end = 2> (addresses)
         cores = Shape <start = 2, end = 3> (scores)
         rows = Mod (addresses, total)
         block = Div (addresses, total)
-        gathered = Gather <axis = 0> (table, rows)
-        values = Cast <to = 1> (gathered)
+        VALUES
+        width = Shape <start = 2, end = 3> (values)
         core_width = Div (width, cores)
         split_shape = Concat <axis = 0> (tokens, taken, cores, core_width)
         split = Reshape <allowzero = 1> (values, split_shape)
@@ -63,16 +67,25 @@ OPERATOR = Operator(
 CHUNK_BYTES = 64 << 20
 
 
-def reference(table: torch.Tensor, addresses: torch.Tensor, scores: torch.Tensor, blocks: int = 1) -> torch.Tensor:
+def reference(
+    table: torch.Tensor,
+    addresses: torch.Tensor,
+    scores: torch.Tensor,
+    blocks: int = 1,
+    scales: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Sums [T, blocks*D] in the dtype of `scores`; holds about 64 MiB of rows at a time.
 
-    Raises IndexError where an address is outside [0, blocks*N).
+    A quantised table takes `scales` [N] float32. Raises IndexError where an address is outside [0, blocks*N).
     """
+    encoding.check_scales("SparseLookup", table, scales)
     _check_addresses(addresses, blocks * table.shape[0])
+    width = encoding.table_width(table)
     # Gathered rows and the same rows weighted, in float32.
-    step = max(1, CHUNK_BYTES // max(1, 2 * 4 * addresses.shape[1] * table.shape[1]))
-    parts = [_sum(table, addresses[t : t + step], scores[t : t + step], blocks) for t in range(0, len(addresses), step)]
-    return torch.cat(parts) if parts else scores.new_empty((0, blocks * table.shape[1]))
+    step = max(1, CHUNK_BYTES // max(1, 2 * 4 * addresses.shape[1] * width))
+    spans = [slice(t, t + step) for t in range(0, len(addresses), step)]
+    parts = [_sum(table, addresses[part], scores[part], blocks, scales) for part in spans]
+    return torch.cat(parts) if parts else scores.new_empty((0, blocks * width))
 
 
 def _check_addresses(addresses: torch.Tensor, limit: int) -> None:
@@ -89,44 +102,52 @@ def _membership(addresses: torch.Tensor, total: int, blocks: int) -> torch.Tenso
     return ((addresses // total)[:, None] == ids[None, :, None]).float()
 
 
-def _sum(table: torch.Tensor, addresses: torch.Tensor, scores: torch.Tensor, blocks: int) -> torch.Tensor:
+def _sum(
+    table: torch.Tensor, addresses: torch.Tensor, scores: torch.Tensor, blocks: int, scales: torch.Tensor | None
+) -> torch.Tensor:
     tokens, taken, cores = scores.shape
-    total, width = table.shape
-    values = table[addresses % total].float().reshape(tokens, taken, cores, width // cores)
+    total, width = table.shape[0], encoding.table_width(table)
+    values = encoding.gather(table, addresses % total, scales).reshape(tokens, taken, cores, width // cores)
     weighted = (values * scores.float()[..., None]).reshape(tokens, taken, width)
     sums = weighted.sum(1) if blocks == 1 else _membership(addresses, total, blocks) @ weighted
     return sums.reshape(tokens, blocks * width).to(scores.dtype)
 
 
 @torch.library.custom_op("ultramem::sparse_lookup", mutates_args=())
-def sparse_lookup(table: torch.Tensor, addresses: torch.Tensor, scores: torch.Tensor, blocks: int = 1) -> torch.Tensor:
-    """The registered operator; see `reference`. Differentiable in `table` and `scores`."""
-    return reference(table, addresses, scores, blocks)
+def sparse_lookup(
+    table: torch.Tensor,
+    addresses: torch.Tensor,
+    scores: torch.Tensor,
+    blocks: int = 1,
+    scales: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The registered operator; see `reference`. Differentiable in `scores`, in a float `table` and in `scales`."""
+    return reference(table, addresses, scores, blocks, scales)
 
 
 @sparse_lookup.register_fake
-def _(table, addresses, scores, blocks=1):  # type: ignore[no-untyped-def]
-    return scores.new_empty((addresses.shape[0], blocks * table.shape[1]))
+def _(table, addresses, scores, blocks=1, scales=None):  # type: ignore[no-untyped-def]
+    return scores.new_empty((addresses.shape[0], blocks * encoding.table_width(table)))
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    table, addresses, scores, ctx.blocks = inputs
-    ctx.save_for_backward(table, addresses, scores)
+    table, addresses, scores, ctx.blocks, scales = inputs
+    ctx.save_for_backward(table, addresses, scores, scales)
 
 
 def _backward(ctx, grad):  # type: ignore[no-untyped-def]
-    table, addresses, scores = ctx.saved_tensors
+    table, addresses, scores, scales = ctx.saved_tensors
     tokens, taken, cores = scores.shape
-    total, width = table.shape
+    total, width = table.shape[0], encoding.table_width(table)
     rows = addresses % total
     grad_blocks = grad.float().reshape(tokens, ctx.blocks, width)
     block = (addresses // total)[..., None].expand(tokens, taken, width)
     grad_rows = grad_blocks.gather(1, block).reshape(tokens, taken, cores, width // cores)
-    values = table[rows].float().reshape_as(grad_rows)
+    values = encoding.gather(table, rows, scales).reshape_as(grad_rows)
     grad_scores = (grad_rows * values).sum(-1)
-    grad_table = torch.zeros_like(table, dtype=torch.float32)
-    grad_table.index_add_(0, rows.flatten(), (grad_rows * scores.float()[..., None]).reshape(-1, width))
-    return grad_table.to(table.dtype), None, grad_scores.to(scores.dtype), None
+    weighted = (grad_rows * scores.float()[..., None]).reshape(tokens, taken, width)
+    grad_table, grad_scales = encoding.gradients(table, rows, scales, weighted)
+    return grad_table, None, grad_scores.to(scores.dtype), None, grad_scales
 
 
 sparse_lookup.register_autograd(_backward, setup_context=_setup_context)

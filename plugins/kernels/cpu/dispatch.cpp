@@ -81,14 +81,16 @@ const Choice& choice() {
 
 bool is_activation_type(UltramemType type) { return type == ULTRAMEM_FLOAT32 || type == ULTRAMEM_FLOAT16; }
 
-bool is_table_type(UltramemType type) { return is_activation_type(type) || type == ULTRAMEM_BFLOAT16; }
+bool is_table_type(UltramemType type) { return ULTRAMEM_FLOAT32 <= type && type <= ULTRAMEM_FLOAT8_E4M3; }
 
 bool is_within(UltramemRange range, std::int64_t end) {
   return 0 <= range.begin && range.begin <= range.end && range.end <= end;
 }
 
 bool is_sound(const UltramemTable& table) {
-  return table.rows >= 0 && table.width >= 0 && table.row_stride >= table.width;
+  if (table.rows < 0 || table.width < 0 || table.row_stride < table.width) return false;
+  if (table.type == ULTRAMEM_INT4 && table.row_stride % 2 != 0) return false;
+  return (table.scales != nullptr) == (table.type >= ULTRAMEM_INT8) || table.rows == 0;
 }
 
 bool is_sound(const UltramemSparseLookup& p) {
@@ -139,6 +141,7 @@ UltramemStatus ultramem_sparse_lookup(const UltramemSparseLookup* problem, Ultra
   if (!is_activation_type(problem->type) || !is_table_type(problem->table.type)) return kUnsupportedType;
   if (!is_sound(*problem)) return kBadShape;
   if (!is_within(tokens, problem->tokens) || !is_within(columns, problem->table.width)) return kBadShape;
+  if (problem->table.type == ULTRAMEM_INT4 && columns.begin % 2 != 0) return kBadShape;
   return choice().isa->sparse_lookup(*problem, tokens, columns, scratch);
 }
 

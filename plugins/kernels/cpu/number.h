@@ -1,4 +1,4 @@
-// Half-precision storage types and their scalar conversions.
+// Storage types of 16, 8 and 4 bits and their scalar conversions.
 //
 // Everything with code in it lives in an unnamed namespace, here and in the kernels: each instruction set compiles its
 // own copy, and a copy shared by the linker could bring AVX-512 to a machine without it.
@@ -14,6 +14,22 @@ struct Half {
 };
 struct BFloat16 {
   std::uint16_t bits;
+};
+struct Int8 {
+  std::int8_t code;
+};
+struct Float8 {
+  std::uint8_t bits;  // e4m3: no infinity, NaN where all but the sign is 1
+};
+struct Int4 {};  // two a byte, the first in the low half, so a number is pointed at by an Int4Cursor
+
+struct Int4Cursor {
+  const std::uint8_t* row;
+  std::int64_t at;
+
+  Int4Cursor operator+(std::int64_t numbers) const { return {row, at + numbers}; }
+  bool splits_byte() const { return at % 2 != 0; }
+  const std::uint8_t* byte() const { return row + at / 2; }
 };
 
 namespace {
@@ -40,6 +56,23 @@ inline float to_float(Half value) {
   if (magnitude >= 0x7c00u) return from_bits(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
   // Reading the bits as a float leaves the exponent 112 too small; the product mends it, subnormals included.
   return from_bits(sign | to_bits(from_bits(magnitude << 13) * 0x1p112f));
+}
+
+inline float to_float(Int8 value) { return value.code; }
+
+inline float to_float(Float8 value) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x80u) << 24;
+  const std::uint32_t magnitude = value.bits & 0x7fu;
+  if (magnitude == 0x7fu) return from_bits(sign | 0x7fc00000u);
+  // Below 8 the exponent is 0 and the number a multiple of 2^-9; the float's exponent is 120 above.
+  const float size =
+      magnitude < 8 ? static_cast<float>(magnitude) * 0x1p-9f : from_bits((magnitude << 20) + (120u << 23));
+  return sign == 0 ? size : -size;
+}
+
+inline float to_float(Int4Cursor value) {
+  const int byte = *value.byte();
+  return static_cast<float>((value.splits_byte() ? byte >> 4 : byte & 15) - 8);
 }
 
 inline void from_float(float value, float* out) { *out = value; }

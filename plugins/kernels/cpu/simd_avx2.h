@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "number.h"
 
@@ -19,6 +20,23 @@ struct Simd {
   static Vector load(const Half* from) { return _mm256_cvtph_ps(load_bits(from)); }
   static Vector load(const BFloat16* from) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_bits(from)), 16));
+  }
+  static Vector load(const Int8* from) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load_bytes(from))); }
+  // A half's exponent is 8 above that of a float8 with the same bits.
+  static Vector load(const Float8* from) {
+    const __m128i bytes = load_bytes(from), words = _mm_cvtepu8_epi16(bytes);
+    const __m128i sign = _mm_slli_epi16(_mm_and_si128(words, _mm_set1_epi16(0x80)), 8);
+    const __m128i magnitude = _mm_and_si128(words, _mm_set1_epi16(0x7f));
+    const __m128i is_nan = _mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7f));
+    const __m128i half = _mm_or_si128(_mm_or_si128(sign, _mm_slli_epi16(magnitude, 7)), _mm_srli_epi16(is_nan, 1));
+    return _mm256_mul_ps(_mm256_cvtph_ps(half), splat(256));
+  }
+  static Vector load(Int4Cursor from) {
+    std::int32_t bits;
+    std::memcpy(&bits, from.byte(), sizeof bits);
+    const __m128i words = _mm_cvtepu8_epi16(_mm_cvtsi32_si128(bits));
+    const __m128i nibbles = _mm_and_si128(_mm_or_si128(words, _mm_slli_epi16(words, 4)), _mm_set1_epi8(15));
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_cvtepu8_epi32(nibbles), _mm256_set1_epi32(8)));
   }
   static void store(float* to, Vector value) { _mm256_storeu_ps(to, value); }
   static void store(Half* to, Vector value) {
@@ -39,6 +57,7 @@ struct Simd {
 
  private:
   static __m128i load_bits(const void* from) { return _mm_loadu_si128(static_cast<const __m128i*>(from)); }
+  static __m128i load_bytes(const void* from) { return _mm_loadl_epi64(static_cast<const __m128i*>(from)); }
 };
 
 }  // namespace

@@ -17,6 +17,8 @@ struct Simd {
   static Vector load(const T* from) {
     return to_float(*from);
   }
+  // The cursor must not split a byte where vectors hold more than one number.
+  static Vector load(Int4Cursor from) { return to_float(from); }
   template <typename T>
   static void store(T* to, Vector value) {
     from_float(value, to);

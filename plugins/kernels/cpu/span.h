@@ -19,6 +19,21 @@ Vector load_partial(const T* from, std::int64_t count) {
   return Simd::load(lanes);
 }
 
+inline Vector load_partial(Int4Cursor from, std::int64_t count) {
+  float lanes[Simd::kWidth] = {};
+  for (std::int64_t i = 0; i < count; ++i) lanes[i] = to_float(from + i);
+  return Simd::load(lanes);
+}
+
+template <typename T>
+Vector load_whole(const T* from) {
+  return Simd::load(from);
+}
+
+inline Vector load_whole(Int4Cursor from) {
+  return from.splits_byte() ? load_partial(from, Simd::kWidth) : Simd::load(from);
+}
+
 template <typename T>
 void store_partial(T* to, Vector value, std::int64_t count) {
   T lanes[Simd::kWidth];
@@ -26,33 +41,34 @@ void store_partial(T* to, Vector value, std::int64_t count) {
   std::memcpy(to, lanes, static_cast<std::size_t>(count) * sizeof(T));
 }
 
-// sums[i] += scale * values[i] for i in [0, count)
-template <typename T>
-void add_scaled(float scale, const T* values, float* sums, std::int64_t count) {
+// sums[i] += scale * values[i] for i in [0, count); `values` is a pointer or an Int4Cursor
+template <typename Values>
+void add_scaled(float scale, Values values, float* sums, std::int64_t count) {
   const Vector scales = Simd::splat(scale);
   std::int64_t i = 0;
   for (; i + Simd::kWidth <= count; i += Simd::kWidth) {
-    Simd::store(sums + i, Simd::multiply_add(scales, Simd::load(values + i), Simd::load(sums + i)));
+    Simd::store(sums + i, Simd::multiply_add(scales, load_whole(values + i), Simd::load(sums + i)));
   }
   const std::int64_t left = count - i;
-  if (left == 0) return;
+  if (left <= 0) return;
   const Vector sum = Simd::multiply_add(scales, load_partial(values + i, left), load_partial(sums + i, left));
   store_partial(sums + i, sum, left);
 }
 
-// Sum of a[i] * b[i] for i in [0, count). Four sums side by side hide the latency of one addition behind the others.
-template <typename T>
-float dot(const T* a, const float* b, std::int64_t count) {
+// Sum of a[i] * b[i] for i in [0, count); `a` is a pointer or an Int4Cursor. Four sums side by side hide the latency of
+// one addition behind the others.
+template <typename Values>
+float dot(Values a, const float* b, std::int64_t count) {
   Vector sums[4] = {Simd::splat(0), Simd::splat(0), Simd::splat(0), Simd::splat(0)};
   std::int64_t i = 0;
   for (; i + 4 * Simd::kWidth <= count; i += 4 * Simd::kWidth) {
     for (std::int64_t s = 0; s < 4; ++s) {
       const std::int64_t at = i + s * Simd::kWidth;
-      sums[s] = Simd::multiply_add(Simd::load(a + at), Simd::load(b + at), sums[s]);
+      sums[s] = Simd::multiply_add(load_whole(a + at), Simd::load(b + at), sums[s]);
     }
   }
   for (; i + Simd::kWidth <= count; i += Simd::kWidth) {
-    sums[0] = Simd::multiply_add(Simd::load(a + i), Simd::load(b + i), sums[0]);
+    sums[0] = Simd::multiply_add(load_whole(a + i), Simd::load(b + i), sums[0]);
   }
   if (const std::int64_t left = count - i; left > 0) {
     sums[1] = Simd::multiply_add(load_partial(a + i, left), load_partial(b + i, left), sums[1]);

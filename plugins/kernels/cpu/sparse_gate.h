@@ -22,16 +22,16 @@ inline float gelu(float value) {
   return 0.5f * value * (1.0f + erff(value * kInverseSqrt2));
 }
 
-template <typename V>
-float gate_of(UltramemActivation activation, const V* row, const float* x, std::int64_t width) {
-  const float first = dot(row, x, width);
+template <typename Cursor>
+float gate_of(UltramemActivation activation, Cursor row, float scale, const float* x, std::int64_t width) {
+  const float first = scale * dot(row, x, width);
   switch (activation) {
     case ULTRAMEM_GELU:
       return gelu(first);
     case ULTRAMEM_SILU:
       return silu(first);
     case ULTRAMEM_SWIGLU:
-      return silu(first) * dot(row + width, x, width);
+      return silu(first) * (scale * dot(row + width, x, width));
     case ULTRAMEM_NONE:
       break;
   }
@@ -61,7 +61,7 @@ UltramemStatus sparse_gate(const UltramemSparseGate& problem, UltramemRange pair
   const float* x = nullptr;
   for (std::int64_t pair = pairs.begin; pair < pairs.end; ++pair) {
     if (x == nullptr || pair % problem.slots == 0) x = x_of<T>(problem, pair / problem.slots, scratch);
-    const float gate = gate_of(problem.activation, rows.at(pair), x, problem.x_width);
+    const float gate = gate_of(problem.activation, rows.at(pair), rows.scale(pair), x, problem.x_width);
     from_float(gate, static_cast<T*>(problem.gate) + pair);
   }
   return {ULTRAMEM_OK, 0, 0, 0};
@@ -76,6 +76,12 @@ UltramemStatus sparse_gate_of(const UltramemSparseGate& problem, UltramemRange p
       return sparse_gate<Half, T>(problem, pairs, scratch);
     case ULTRAMEM_BFLOAT16:
       return sparse_gate<BFloat16, T>(problem, pairs, scratch);
+    case ULTRAMEM_INT8:
+      return sparse_gate<Int8, T>(problem, pairs, scratch);
+    case ULTRAMEM_INT4:
+      return sparse_gate<Int4, T>(problem, pairs, scratch);
+    case ULTRAMEM_FLOAT8_E4M3:
+      return sparse_gate<Float8, T>(problem, pairs, scratch);
   }
   return {ULTRAMEM_UNSUPPORTED_TYPE, 0, 0, 0};
 }

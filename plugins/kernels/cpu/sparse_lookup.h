@@ -21,9 +21,9 @@ struct TokenSums {
   std::int64_t stride;
 };
 
-// Adds one row's columns, each core's stretch scaled by the core's own score.
-template <typename V, typename T>
-void add_row(const UltramemSparseLookup& problem, const V* row, const T* core_scores, UltramemRange columns,
+// Adds one row's columns, each core's stretch scaled by the core's own score and the row's scale.
+template <typename Cursor, typename T>
+void add_row(const UltramemSparseLookup& problem, Cursor row, float scale, const T* core_scores, UltramemRange columns,
              float* sums) {
   const std::int64_t core_width = problem.table.width / problem.cores;
   std::int64_t column = columns.begin;
@@ -32,7 +32,7 @@ void add_row(const UltramemSparseLookup& problem, const V* row, const T* core_sc
     const std::int64_t core_end = (core + 1) * core_width;
     const std::int64_t end = core_end < columns.end ? core_end : columns.end;
     const std::int64_t at = column - columns.begin;
-    add_scaled(to_float(core_scores[core]), row + at, sums + at, end - column);
+    add_scaled(scale * to_float(core_scores[core]), row + at, sums + at, end - column);
     column = end;
   }
 }
@@ -44,8 +44,9 @@ void sum_token(const UltramemSparseLookup& problem, const TableRows<V>& rows, st
   const auto bytes = static_cast<std::size_t>(columns.end - columns.begin) * sizeof(float);
   for (std::int64_t p = 0; p < problem.blocks; ++p) std::memset(sums.data + p * sums.stride, 0, bytes);
   for (std::int64_t at = token * problem.slots; at < (token + 1) * problem.slots; ++at) {
-    const V* row = rows.at(at);
-    add_row(problem, row, scores + at * problem.cores, columns, sums.data + rows.block(at) * sums.stride);
+    const auto row = rows.at(at);
+    add_row(problem, row, rows.scale(at), scores + at * problem.cores, columns,
+            sums.data + rows.block(at) * sums.stride);
   }
 }
 
@@ -83,6 +84,12 @@ UltramemStatus sparse_lookup_of(const UltramemSparseLookup& problem, UltramemRan
       return sparse_lookup<Half, T>(problem, tokens, columns, scratch);
     case ULTRAMEM_BFLOAT16:
       return sparse_lookup<BFloat16, T>(problem, tokens, columns, scratch);
+    case ULTRAMEM_INT8:
+      return sparse_lookup<Int8, T>(problem, tokens, columns, scratch);
+    case ULTRAMEM_INT4:
+      return sparse_lookup<Int4, T>(problem, tokens, columns, scratch);
+    case ULTRAMEM_FLOAT8_E4M3:
+      return sparse_lookup<Float8, T>(problem, tokens, columns, scratch);
   }
   return {ULTRAMEM_UNSUPPORTED_TYPE, 0, 0, 0};
 }

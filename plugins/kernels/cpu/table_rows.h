@@ -20,31 +20,54 @@ inline UltramemStatus check_addresses(const std::int64_t* addresses, std::int64_
   return {ULTRAMEM_OK, 0, 0, 0};
 }
 
-// The columns [column, column + count) of the rows that checked addresses name.
+// How rows of V are pointed at, and how many bytes so many numbers take.
+template <typename V>
+struct Stored {
+  using Cursor = const V*;
+  static Cursor at(const void* data, std::int64_t element) { return static_cast<const V*>(data) + element; }
+  static const void* bytes_at(Cursor from) { return from; }
+  static std::int64_t bytes(std::int64_t count) { return count * static_cast<std::int64_t>(sizeof(V)); }
+};
+
+template <>
+struct Stored<Int4> {
+  using Cursor = Int4Cursor;
+  static Cursor at(const void* data, std::int64_t element) {
+    return {static_cast<const std::uint8_t*>(data) + element / 2, element % 2};
+  }
+  static const void* bytes_at(Cursor from) { return from.byte(); }
+  static std::int64_t bytes(std::int64_t count) { return (count + 1) / 2; }
+};
+
+// The columns [columns.begin, columns.end) of the rows that checked addresses name.
 template <typename V>
 class TableRows {
  public:
+  using Cursor = typename Stored<V>::Cursor;
+
   TableRows(const UltramemTable& table, const std::int64_t* addresses, std::int64_t end, UltramemRange columns)
-      : data_(static_cast<const V*>(table.data) + columns.begin),
-        rows_(table.rows),
-        stride_(table.row_stride),
-        bytes_((columns.end - columns.begin) * static_cast<std::int64_t>(sizeof(V))),
+      : table_(table),
+        column_(columns.begin),
+        bytes_(Stored<V>::bytes(columns.end - columns.begin)),
         addresses_(addresses),
         end_(end),
         ahead_(rows_ahead(bytes_)) {}
 
   // Requests the rows of the flat positions that `at(begin)` would otherwise wait for.
   void start(std::int64_t begin) const {
-    for (std::int64_t next = begin; next < begin + ahead_ && next < end_; ++next) prefetch(row(next), bytes_);
+    for (std::int64_t next = begin; next < begin + ahead_ && next < end_; ++next) request(next);
   }
 
   // The row of flat position `at`, and a request for the one `ahead_` positions on.
-  const V* at(std::int64_t at) const {
-    if (at + ahead_ < end_) prefetch(row(at + ahead_), bytes_);
-    return row(at);
+  Cursor at(std::int64_t at) const {
+    if (at + ahead_ < end_) request(at + ahead_);
+    return cursor(row(at));
   }
 
-  std::int64_t block(std::int64_t at) const { return addresses_[at] < rows_ ? 0 : addresses_[at] / rows_; }
+  // What a code of the row is multiplied by.
+  float scale(std::int64_t at) const { return table_.scales == nullptr ? 1.0f : table_.scales[row(at)]; }
+
+  std::int64_t block(std::int64_t at) const { return addresses_[at] < table_.rows ? 0 : addresses_[at] / table_.rows; }
 
  private:
   // Enough rows under way to hide memory latency, few enough to stay in the first-level cache until used.
@@ -55,14 +78,20 @@ class TableRows {
     return bytes >= kBytesAhead ? 1 : kBytesAhead / bytes;
   }
 
-  const V* row(std::int64_t at) const {
-    const std::int64_t address = addresses_[at];
-    return data_ + (address < rows_ ? address : address % rows_) * stride_;  // the common case needs no division
+  void request(std::int64_t at) const {
+    prefetch(Stored<V>::bytes_at(cursor(row(at))), bytes_);
+    if (table_.scales != nullptr) __builtin_prefetch(table_.scales + row(at));
   }
 
-  const V* data_;
-  std::int64_t rows_;
-  std::int64_t stride_;
+  std::int64_t row(std::int64_t at) const {
+    const std::int64_t address = addresses_[at];
+    return address < table_.rows ? address : address % table_.rows;  // the common case needs no division
+  }
+
+  Cursor cursor(std::int64_t row) const { return Stored<V>::at(table_.data, row * table_.row_stride + column_); }
+
+  UltramemTable table_;
+  std::int64_t column_;
   std::int64_t bytes_;
   const std::int64_t* addresses_;
   std::int64_t end_;

@@ -1,4 +1,4 @@
-"""Half-precision conversions of every instruction set, on every bit pattern that matters."""
+"""Conversions of small storage types by every instruction set, on every bit pattern that matters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from ultramem_deploy.ops import sparse_lookup
 
 from .backends import runtime
-from .cases import Case
+from .cases import Case, decoded
 
 
 def copy_through(library: Path, values: torch.Tensor, dtype: torch.dtype) -> np.ndarray:
@@ -29,6 +29,23 @@ def test_reads_every_half(dtype: torch.dtype, libraries: dict[str, Path]) -> Non
     values = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(dtype)
     for library in libraries.values():
         np.testing.assert_array_equal(copy_through(library, values, torch.float32), values.float().numpy())
+
+
+def test_reads_every_byte_of_a_quantised_table(libraries: dict[str, Path]) -> None:
+    """Every code at 48 places of a row that ends within a vector; float8's NaN too."""
+    codes = ((torch.arange(261) + torch.arange(48)[:, None]) % 256).to(torch.uint8)
+    for number, (encoding, table) in enumerate(
+        {"int8": codes.view(torch.int8), "int4": codes, "float8_e4m3": codes.view(torch.float8_e4m3fn)}.items(), 1
+    ):
+        inputs = {
+            "table": table,
+            "addresses": torch.arange(48)[:, None],
+            "scores": torch.ones((48, 1, 1)),
+            "scales": torch.ones(48),
+        }
+        case = Case(sparse_lookup.OPERATOR, inputs, {"blocks": 1, "encoding": number})
+        for library in libraries.values():
+            np.testing.assert_array_equal(runtime(library)(case)[0], decoded(table), err_msg=encoding)
 
 
 def test_writes_halves_rounded_to_nearest_even(libraries: dict[str, Path]) -> None:
