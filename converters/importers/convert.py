@@ -54,9 +54,7 @@ def import_checkpoint(
     check_outside(Path(out), source.path)
     plan = choose_importer(source, family).plan(source)
     layout = tensor_layout(plan.spec)
-    targets = {
-        name: layout[name].dtype or target_dtype(name, tensor, dtype) for name, tensor in plan.tensors.items()
-    }
+    targets = {name: layout[name].dtype or target_dtype(name, tensor, dtype) for name, tensor in plan.tensors.items()}
     warnings = plan.warnings + _dtype_warnings(set(targets.values()))
     linkable = _whole_shards(plan, targets)
     summary = {

@@ -15,7 +15,7 @@ from ultramem_deploy.errors import InputError
 from ultramem_deploy.planning.scratch import QUANTIZE_BLOCK, quantize_scratch
 from ultramem_deploy.storage import SCALE_DTYPE, STORAGES
 
-from .codes import codes, dots, fitted_scales, packed, unpacked
+from .codes import codes, fitted_scales, packed, unpacked
 
 Progress = Callable[[int, int, str], None]
 
@@ -136,5 +136,5 @@ def _part(table: TableTensor, written: Checkpoint, start: int, stop: int) -> _Pa
 
 def _by_row(left: np.ndarray, right: np.ndarray, cores: int) -> np.ndarray:
     """Inner products of whole table rows, float64 [rows]."""
-    result: np.ndarray = dots(left, right).astype(np.float64).reshape(-1, cores).sum(1)
+    result: np.ndarray = np.einsum("ij,ij->i", left, right, dtype=np.float64).reshape(-1, cores).sum(1)
     return result
