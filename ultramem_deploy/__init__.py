@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .errors import CheckFailed, ConfigError, InputError, UltraMemError
     from .inspection import inspect
     from .model.loading import load
-    from .pipeline import convert, diff, export, fold, generate, heal, patch, plan, quantize, upcycle, verify
+    from .pipeline import convert, diff, export, fold, generate, heal, patch, plan, profile, quantize, upcycle, verify
     from .spec import ModelSpec
 
 _WHERE = {
@@ -34,6 +34,7 @@ _WHERE = {
     "load": "model.loading",
     "patch": "pipeline",
     "plan": "pipeline",
+    "profile": "pipeline",
     "quantize": "pipeline",
     "upcycle": "pipeline",
     "verify": "pipeline",
@@ -55,6 +56,7 @@ __all__ = [
     "load",
     "patch",
     "plan",
+    "profile",
     "quantize",
     "upcycle",
     "verify",

@@ -102,20 +102,37 @@ def fold(
     src: str | Path,
     out: str | Path,
     *,
-    mode: str = "expand",
+    mode: str | None = None,
     dtype: str = "keep",
     batch: int | Sequence[int] | None = None,
+    order: str | None = None,
+    profile: str | Path | None = None,
+    text: str | Path | None = None,
     overwrite: bool = False,
     copy: bool = False,
     jobs: int | None = None,
     memory_budget: Budget = DEFAULT_BUDGET,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Fold tables, shuffles and keys; `batch` is for mode "auto". See `converters.fold.stage.fold_checkpoint`."""
+    """Fold tables, shuffles and keys; `batch` is for mode "auto". See `converters.fold.stage.fold_checkpoint`.
+
+    `order` "frequency" instead packs rows by the accesses in `profile`, a file, or counted on `text`: see
+    `converters.fold.order`.
+    """
+    from .converters.fold.order import order_checkpoint
     from .converters.fold.stage import fold_checkpoint
 
+    if order is not None:
+        if mode is not None or dtype != "keep" or batch is not None:
+            raise InputError("--order: a fold of its own that rounds nothing; run fold with --mode first")
+        return order_checkpoint(
+            Path(src), Path(out), order=order, profile=_path(profile), text=_path(text), overwrite=overwrite, copy=copy,
+            jobs=jobs, memory_budget=_budget(memory_budget), progress=progress,
+        )  # fmt: skip
+    if profile is not None or text is not None:
+        raise InputError(f"--{'profile' if profile is not None else 'text'}: only --order frequency reads it")
     return fold_checkpoint(
-        Path(src), Path(out), mode=mode, dtype=dtype, batches=None if batch is None else _batches(batch),
+        Path(src), Path(out), mode=mode or "expand", dtype=dtype, batches=None if batch is None else _batches(batch),
         overwrite=overwrite, copy=copy, jobs=jobs, memory_budget=_budget(memory_budget), progress=progress,
     )  # fmt: skip
 
@@ -183,6 +200,28 @@ def plan(
         parent = Path(src).absolute().parent
         measure(parent if os.access(parent, os.W_OK) else None)
     return forecast(Path(src), stage, _batches(batch), _budget(memory_budget), tables)
+
+
+def profile(
+    model: str | Path,
+    *,
+    text: str | Path | None = None,
+    tokens: int = 8192,
+    runtime: str | None = None,
+    out: str | Path | None = None,
+    plot: str | Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Count the accesses of every slot on text; `out` keeps them for `fold`, `plot` draws them. See `profiling`."""
+    from . import profiling
+    from .spec import ModelSpec
+
+    told, counts = profiling.profile(Path(model), _path(text), tokens, runtime, progress)
+    if out is not None:
+        profiling.save(Path(out), ModelSpec.load(Path(model)), counts, told)
+    if plot is not None:
+        profiling.plot(Path(plot), ModelSpec.load(Path(model)), counts)
+    return told
 
 
 def verify(

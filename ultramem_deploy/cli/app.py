@@ -19,6 +19,7 @@ VERBS = {
     "upcycle": "Add memory layers to a dense model.",
     "heal": "Train the memory layers on text.",
     "fold": "Fold projections, shuffles and key norms into tables and keys.",
+    "profile": "Count which slots a text reads.",
     "quantize": "Store tables as int8, int4 or float8, one scale a row.",
     "export": "Canonical checkpoint to an ONNX bundle.",
     "verify": "Compare two models; exit code 1 where they differ.",

@@ -99,6 +99,8 @@ def obstacle(fold: str, spec: ModelSpec, index: int, items: ItemBytes) -> str | 
         return f"({layer.kind}) cannot be expanded: its output projection has a bias, which a table row cannot hold"
     if fold == "shuffle" and not layer.shuffle:
         return "has no shuffle"
+    if fold == "shuffle" and layer.expanded:
+        return "has rows in another order by choice already"
     if fold == "shuffle" and not orders(spec, index):
         if items.shuffle <= 4:
             return "has an int32 shuffle already"
