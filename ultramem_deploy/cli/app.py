@@ -21,6 +21,7 @@ VERBS = {
     "fold": "Fold projections, shuffles and key norms into tables and keys.",
     "quantize": "Store tables as int8, int4 or float8, one scale a row.",
     "export": "Canonical checkpoint to an ONNX bundle.",
+    "bundle": "Exported model to a directory that C++ programs and ONNX Runtime GenAI run.",
     "verify": "Compare two models; exit code 1 where they differ.",
     "generate": "Continue a prompt.",
     "diff": "What changed between two checkpoints, down to table rows.",
