@@ -78,7 +78,7 @@ def fold_checkpoint(
         for file in companion_files(src):
             stage.link_file(file)
         stage.receipt = work.receipt(stage)
-    return stage.receipt | {"up_to_date": False}
+    return stage.receipt | {"up_to_date": False} | stage.notes
 
 
 def _check(mode: str, dtype: str, batches: Sequence[int] | None) -> None:

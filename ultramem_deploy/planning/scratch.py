@@ -40,6 +40,11 @@ def key_scratch(shape: tuple[int, ...]) -> int:
     return chunk_elements(shape, "float32") * (4 + 8 + 8)
 
 
+def experts_scratch(shape: tuple[int, ...], dtype: str) -> int:
+    """Of putting experts [E, rows, columns] side by side: a chunk again, and one expert twice while it is joined."""
+    return (chunk_elements(shape, dtype) + 2 * math.prod(shape[1:])) * itemsize(dtype)
+
+
 QUANTIZE_BLOCK = 1 << 18
 """Numbers that quantising takes at a time: its dozen passes over them stay within a core's second-level cache."""
 
