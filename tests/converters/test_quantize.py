@@ -58,7 +58,10 @@ def test_codes_are_as_near_as_their_steps_allow(rows: np.ndarray, storage: str) 
     largest = np.abs(rows).max(1, keepdims=True).astype(np.float64)
     assert (off[largest[:, 0] == 0] == 0).all()
     # Of rounding to the nearest of 255 levels, or to 3 bits behind the first; in squares, never above the row's own.
-    bound = {"int8": largest / 254, "float8_e4m3": np.maximum(np.abs(rows) / 16, largest / 448 * 2.0**-10)}
+    bound = {
+        "int8": largest / 254 * np.ones_like(rows),
+        "float8_e4m3": np.maximum(np.abs(rows) / 16, largest / 448 * 2.0**-10),
+    }
     limit = ((bound[storage] * (1 + 1e-5)) ** 2).sum(1) if storage in bound else (rows.astype(np.float64) ** 2).sum(1)
     assert ((off**2).sum(1) <= limit * (1 + 1e-5)).all()
 
