@@ -123,8 +123,8 @@ def _name(index: int) -> str:
 
 
 def retrieval_identity(spec: ModelSpec) -> str:
-    """SHA-256 of what a virtual index means: the grids of the memory layers, which no fold changes."""
-    grids = [(s.row_keys, s.col_keys, s.heads, s.top_m) for s in spec.memory]
+    """SHA-256 of what a virtual index means: the retrieval of the memory layers, which no fold changes."""
+    grids = [(s.kind, s.scoring, s.rank, s.row_keys, s.col_keys, s.key_width, s.heads, s.top_m) for s in spec.memory]
     return hashlib.sha256(json.dumps(grids).encode()).hexdigest()
 
 

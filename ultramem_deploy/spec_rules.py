@@ -217,6 +217,6 @@ def _expanded_problems(layer: MemoryLayerSpec, table: TableSpec, hidden: int) ->
             f"expanded: table {layer.table!r} must have cores*hidden_size = {layer.cores * hidden} columns, "
             f"found {table.value_width}"
         )
-    if layer.blocks != 1 or layer.shuffle or layer.output_gate or layer.output_bias:
-        problems.append("expanded: an expanded layer has one block, no shuffle, no output gate and no output bias")
+    if layer.blocks != 1 or layer.output_gate or layer.output_bias:
+        problems.append("expanded: an expanded layer has one block, no output gate and no output bias")
     return problems

@@ -97,7 +97,7 @@ def _check_readers(spec: ModelSpec) -> None:
         if layer.slots != rows:
             raise InputError(
                 f"fold: --order: memory layer {index} reads a window of {layer.slots} of the {rows} rows of table "
-                f"{layer.table!r}, which sorting would tear apart; fold --mode expand gives each layer a table of its own"
+                f"{layer.table!r}, which sorting would tear apart; fold --mode expand gives each layer its own table"
             )
 
 
@@ -116,10 +116,9 @@ class OrderJob:
     def of(cls, spec: ModelSpec, source: Checkpoint, counts: list[np.ndarray]) -> OrderJob:
         accesses = {name: np.zeros(table.rows, np.int64) for name, table in spec.tables.items()}
         for index, seen in enumerate(counts):
-            rows = Slots.of(spec, index, source).block_and_row(0, len(seen))[1]
-            accesses[spec.memory[index].table] += np.bincount(
-                rows, seen, len(accesses[spec.memory[index].table])
-            ).astype(np.int64)
+            slots = Slots.of(spec, index, source)
+            rows = slots.block_and_row(0, len(seen))[1]
+            accesses[slots.layer.table] += np.bincount(rows, seen, slots.table.rows).astype(np.int64)
         order = {name: np.argsort(-seen, kind="stable") for name, seen in accesses.items()}
         place = {name: np.argsort(rows) for name, rows in order.items()}
         memory = tuple(_moved(layer, place[layer.table]) for layer in spec.memory)
@@ -200,8 +199,9 @@ def _moved(layer: MemoryLayerSpec, place: np.ndarray) -> MemoryLayerSpec:
 def _moved_sigma(layer: MemoryLayerSpec, sigma: np.ndarray, place: np.ndarray) -> np.ndarray:
     """block*slots + position in the window, of the same row at its new place."""
     rows = len(place)
-    moved: np.ndarray = sigma // layer.slots * layer.slots
-    return moved + (place[(sigma % layer.slots + layer.offset) % rows] - layer.offset) % rows
+    block, row = sigma // layer.slots, (sigma % layer.slots + layer.offset) % rows
+    moved: np.ndarray = block * layer.slots + (place[row] - layer.offset) % rows
+    return moved
 
 
 def _covering(seen: np.ndarray, row_bytes: float, page: int) -> int:

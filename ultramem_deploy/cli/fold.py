@@ -24,9 +24,9 @@ from .output import counted, number, run_stage
 
 @verb("fold", "healed folded --dtype float32")
 @click.option("--mode", type=click.Choice(["expand", "shuffle", "keys", "auto"]),
-              help="[default: expand] expand: one physical row a virtual slot, already projected. shuffle: rows in retrieval order, or "
-              "an int32 shuffle. keys: the key norm alone, which the others fold too. auto: what `plan` chooses.",
-              )  # fmt: skip
+              help="expand (the default): one physical row a virtual slot, already projected. shuffle: rows in "
+              "retrieval order, or an int32 shuffle. keys: the key norm alone, which the others fold too. auto: what "
+              "`plan` chooses.")  # fmt: skip
 @click.option("--order", type=click.Choice(["frequency"]), help="Instead: sort table rows by how often they are read.")
 @click.option("--profile", type=EXISTING, help="Counts that `profile --out` wrote, for --order frequency.")
 @click.option(
@@ -86,8 +86,8 @@ def _summary(result: dict[str, Any]) -> list[str]:
 
 def _packed(table: dict[str, Any]) -> str:
     return (
-        f"table {table['table']}: the hottest 1% of rows take {table['hottest_1_percent']:.1%} of the accesses; 90% of them "
-        f"touch {table['4KiB_pages_after']:,} pages of 4 KiB, {table['4KiB_pages_before']:,} before"
+        f"table {table['table']}: the hottest 1% of rows take {table['hottest_1_percent']:.1%} of the accesses; 90% of "
+        f"them touch {table['4KiB_pages_after']:,} pages of 4 KiB, {table['4KiB_pages_before']:,} before"
     )
 
 
