@@ -10,7 +10,7 @@ from dataclasses import astuple, dataclass
 from typing import Literal
 
 from .spec import DecoderSpec, ExpertsSpec, LatentSpec, MemoryLayerSpec, ModelSpec, NormSpec, TableSpec
-from .storage import SCALE_DTYPE, STORAGES
+from .storage import SCALE_DTYPE, STORAGES, dense_shapes
 
 Role = Literal["dense", "memory", "table", "scales", "buffer"]
 SELECTION_BIAS = "e_score_correction_bias"
@@ -31,7 +31,9 @@ class TensorSpec:
 
 def tensor_layout(spec: ModelSpec) -> dict[str, TensorSpec]:
     """Every tensor that the checkpoint of `spec` must hold, by name."""
-    layout = {name: TensorSpec(shape, _role(name)) for name, shape in decoder_shapes(spec.decoder).items()}
+    layout: dict[str, TensorSpec] = {}
+    for name, shape in decoder_shapes(spec.decoder).items():
+        layout |= _dense_layout(name, shape, spec.decoder.dense)
     for index, layer in enumerate(spec.memory):
         layout |= {f"memory.{index}.{n}": t for n, t in memory_layout(layer, spec).items()}
     for name, table in spec.tables.items():
@@ -58,6 +60,22 @@ def table_layout(table: TableSpec, cores: int = 1) -> dict[str, TensorSpec]:
             layout[part] = TensorSpec((table.rows, stored.columns(width)), "table", stored.dtype)
             layout[f"{part}_scales"] = TensorSpec((rows,), "scales", SCALE_DTYPE)
     return layout
+
+
+def _dense_layout(name: str, shape: tuple[int, ...], storage: str) -> dict[str, TensorSpec]:
+    """A decoder tensor; a quantised weight as codes and scales (storage.py)."""
+    if storage == "float" or not is_linear(name, shape):
+        return {name: TensorSpec(shape, _role(name))}
+    codes, scales = dense_shapes(shape[0], shape[1], storage)
+    return {
+        name: TensorSpec(codes, "dense", "uint8"),
+        f"{name}_scales": TensorSpec(scales, "scales", SCALE_DTYPE),
+    }
+
+
+def is_linear(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a decoder tensor is the weight of a linear layer, which `quantize --dense` stores as codes."""
+    return len(shape) == 2 and name.endswith(".weight") and not name.startswith("model.embed_tokens")
 
 
 def _role(name: str) -> Role:

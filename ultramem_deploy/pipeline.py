@@ -141,7 +141,8 @@ def quantize(
     src: str | Path,
     out: str | Path,
     *,
-    tables: str,
+    tables: str | None = None,
+    dense: str | None = None,
     text: str | Path | None = None,
     overwrite: bool = False,
     copy: bool = False,
@@ -149,11 +150,14 @@ def quantize(
     memory_budget: Budget = DEFAULT_BUDGET,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Store tables as int8, int4 or float8_e4m3; see `converters.quantize.stage.quantize_checkpoint`."""
+    """Store tables as int8, int4 or float8_e4m3, dense weights as int8 or int4.
+
+    See `converters.quantize.stage.quantize_checkpoint`.
+    """
     from .converters.quantize.stage import quantize_checkpoint
 
     return quantize_checkpoint(
-        Path(src), Path(out), tables=tables, text=_path(text), overwrite=overwrite, copy=copy, jobs=jobs,
+        Path(src), Path(out), tables=tables, dense=dense, text=_path(text), overwrite=overwrite, copy=copy, jobs=jobs,
         memory_budget=_budget(memory_budget), progress=progress,
     )  # fmt: skip
 

@@ -25,6 +25,7 @@ NormKind = Literal["rms", "layer"]
 MemoryKind = Literal["ultramem_v1", "ultramem_v2", "memory_plus", "pkm"]
 GateActivation = Literal["none", "gelu", "silu", "swiglu"]
 FloatType = Literal["float32", "bfloat16", "float16"]
+DenseStorage = Literal["float", "int8", "int4"]
 TableStorage = Literal["float", "int8", "int4", "float8_e4m3"]
 
 
@@ -141,6 +142,7 @@ class DecoderSpec:
     tie_embeddings: bool = False
     latent: LatentSpec | None = None
     experts: ExpertsSpec | None = None
+    dense: DenseStorage = "float"
     ffn_widths: tuple[int, ...] = ()
     lm_head_bias: bool = False
 

@@ -50,6 +50,8 @@ def _decoder_problems(d: DecoderSpec) -> list[str]:
         problems.append(f"decoder.num_kv_heads: must divide num_heads ({d.num_heads}), found {d.num_kv_heads}")
     if d.head_dim % 2:
         problems.append(f"decoder.head_dim: rotary positions need an even size, found {d.head_dim}")
+    if d.dense != "float" and (d.tie_embeddings or d.experts):
+        problems.append(f"decoder.dense: {d.dense} weights need an lm_head of their own and FFNs without experts")
     if d.sliding_layers and d.sliding_window is None:
         problems.append("decoder.sliding_layers: given without sliding_window")
     outside = [i for i in d.sliding_layers if not 0 <= i < d.num_layers]

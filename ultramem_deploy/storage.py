@@ -35,3 +35,17 @@ STORAGES: Mapping[str, Storage] = MappingProxyType(
         "float8_e4m3": Storage("float8_e4m3fn", 8, 448.0),
     }
 )
+
+
+DENSE_BITS: Mapping[str, int] = MappingProxyType({"int8": 8, "int4": 4})
+DENSE_BLOCK = 32
+"""Numbers of a weight's row that share a scale: ONNX Runtime's smallest common block, and its fastest at batch 1."""
+
+
+def dense_shapes(out: int, inner: int, storage: str) -> tuple[tuple[int, int, int], tuple[int, int]]:
+    """Shapes of codes (uint8) and scales (float32) of a weight [out, inner], as MatMulNBits reads them.
+
+    `inner` is a multiple of `DENSE_BLOCK`.
+    """
+    blocks = inner // DENSE_BLOCK
+    return (out, blocks, DENSE_BLOCK * DENSE_BITS[storage] // 8), (out, blocks)

@@ -27,16 +27,24 @@ _QUANTISED = {
 }
 
 
-def limits_for(reference: ModelSpec | None, candidate: ModelSpec | None) -> Limits:
-    """The limits for two descriptions (None: a source model, whose numbers are floats)."""
+# MatMulNBits rounds activations to int8, PyTorch does not.
+_ACTIVATIONS = Limits(math.inf, 0.02, 0.9, "dense weights meet int8 activations in one runtime alone")
+
+
+def limits_for(reference: ModelSpec | None, candidate: ModelSpec | None, runtimes: tuple[str, str]) -> Limits:
+    """The limits for two descriptions (None: a source model, whose numbers are floats) in two runtimes."""
     differing = _storages(reference) ^ _storages(candidate)
     coarse = [name for name in _QUANTISED if any(storage == name for _, storage in differing)]
     if not coarse:
-        return Limits()
+        rounded = candidate is not None and candidate.decoder.dense != "float"
+        return _ACTIVATIONS if rounded and ("torch" in runtimes and runtimes != ("torch", "torch")) else Limits()
     found = _QUANTISED[coarse[-1]]
     return Limits(found.max_abs, found.kl, found.index_agreement, f"{coarse[-1]} on one side alone")
 
 
 def _storages(spec: ModelSpec | None) -> set[tuple[str, str]]:
     """What is quantised: names of tables and how they are stored."""
-    return {(name, table.storage) for name, table in spec.tables.items() if table.storage != "float"} if spec else set()
+    if spec is None:
+        return set()
+    named = {name: table.storage for name, table in spec.tables.items()} | {"dense": spec.decoder.dense}
+    return {(name, storage) for name, storage in named.items() if storage != "float"}

@@ -79,7 +79,7 @@ def compare(
             tally.add(*pair)
         if progress:
             progress(index + 1, len(windows), "comparing")
-    found, limits = tally.result(), limits_for(left.spec, right.spec)
+    found, limits = tally.result(), limits_for(left.spec, right.spec, (left.name, right.name))
     limits = replace(limits, max_abs=limits.max_abs if max_abs is None else max_abs, kl=limits.kl if kl is None else kl)
     reason = _reason(f"{candidate.name} differs from {reference.name}", found, limits)
     return Verification(

@@ -256,7 +256,7 @@ def test_refusals(written: Written, tmp_path: Path) -> None:
     quantize(source, tmp_path / "int8", tables="int8")
     with pytest.raises(InputError, match="table 't' is quantised to int8 already; start from the checkpoint"):
         quantize(tmp_path / "int8", out, tables="int4")
-    with pytest.raises(InputError, match=r"heal: table 't' \(int8\): quantised tables cannot be trained"):
+    with pytest.raises(InputError, match=r"heal: table 't' \(int8\): a quantised model cannot be trained"):
         heal(tmp_path / "int8", out, steps=1)
     assert not out.exists()
 

@@ -13,14 +13,18 @@ from .output import number, run_stage, size
 
 
 @verb("quantize", "healed quantised --tables int8")
-@tables_option(required=True)
+@tables_option()
+@click.option("--dense", type=click.Choice(["int8", "int4"]), help="How the decoder's linear layers are stored, by "
+              "ONNX Runtime's MatMulNBits quantizer in blocks of 32.")  # fmt: skip
 @click.option("--text", type=EXISTING, help="UTF-8 text whose perplexity is told before and after. Default: the Python "
               "language reference, where the model has a tokenizer.")  # fmt: skip
 @jobs_option
 @memory_budget_option
 @stage_options
-def command(common: StageOptions, tables: str, text: Path | None, jobs: int | None, memory_budget: int) -> None:
-    """Store the tables of SRC as codes with one scale a row; writes OUT and says what it cost."""
+def command(
+    common: StageOptions, tables: str | None, dense: str | None, text: Path | None, jobs: int | None, memory_budget: int
+) -> None:
+    """Store the tables of SRC as codes with one scale a row, dense weights in blocks; writes OUT, says what it cost."""
     run_stage(
         "quantize",
         common,
@@ -28,6 +32,7 @@ def command(common: StageOptions, tables: str, text: Path | None, jobs: int | No
             common.src,
             common.out,
             tables=tables,
+            dense=dense,
             text=text,
             overwrite=common.overwrite,
             copy=common.copy,
@@ -46,7 +51,11 @@ def _summary(result: dict[str, Any]) -> list[str]:
         f"{one['cosine']:.6f}, worst row {one['worst_row']} {number(one['worst_row_relative_error'])}"
         for one in result["tables"]
     ]
-    lines.append(f"tables: {size(result['bytes_before'])} became {size(result['bytes_after'])}")
+    dense = result["dense"]
+    if dense:
+        error = number(dense["relative_rms"])
+        lines.append(f"{dense['tensors']} dense weights: {dense['storage']}, relative RMS error {error}")
+    lines.append(f"together: {size(result['bytes_before'])} became {size(result['bytes_after'])}")
     if result["perplexity_before"] is None:
         return [*lines, f"perplexity not measured: {result['text']}"]
     before, after = (number(result[f"perplexity_{when}"], 6) for when in ("before", "after"))

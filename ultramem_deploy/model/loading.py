@@ -9,8 +9,9 @@ import torch
 
 from ..checkpoint import Checkpoint
 from ..errors import InputError
-from ..layout import tensor_layout
+from ..layout import decoder_shapes, tensor_layout
 from ..spec import ModelSpec
+from ..storage import DENSE_BITS
 from .decoder import UltraMemModel
 from .memory import MemoryLayer
 
@@ -44,16 +45,36 @@ def load_checkpoint(
         name: _converted(checkpoint.torch(name), None if tensor.dtype else wanted[tensor.role], device)
         for name, tensor in tensor_layout(spec).items()
     }
+    decode_dense(spec, state, dense)
     model.load_state_dict(state, strict=True, assign=True)
     return model.requires_grad_(False).eval()
 
 
 def _dense_dtype(spec: ModelSpec, checkpoint: Checkpoint) -> torch.dtype:
     """The dtype of the decoder's weights; the widest common one where a source mixes them."""
-    names = [name for name, tensor in tensor_layout(spec).items() if tensor.role == "dense"]
+    names = [name for name, tensor in tensor_layout(spec).items() if tensor.role == "dense" and not tensor.dtype]
     dtypes: set[torch.dtype] = {getattr(torch, checkpoint.info(name).dtype) for name in names}
     widest: torch.dtype = functools.reduce(torch.promote_types, dtypes)
     return widest
+
+
+def decode_dense(spec: ModelSpec, state: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+    """Turn the decoder's quantised weights in `state` into floats [out, in], and drop their scales."""
+    for name, shape in decoder_shapes(spec.decoder).items():
+        scales = state.pop(f"{name}_scales", None) if spec.decoder.dense != "float" else None
+        if scales is not None:
+            state[name] = dense_numbers(state[name], scales, spec.decoder.dense).reshape(shape).to(dtype)
+
+
+def dense_numbers(codes: torch.Tensor, scales: torch.Tensor, storage: str) -> torch.Tensor:
+    """What MatMulNBits reads: codes uint8 [out, blocks, bytes] less the middle, times scales [out, blocks].
+
+    Returns float32 [out, blocks * 32].
+    """
+    if storage == "int4":
+        codes = torch.stack((codes & 15, codes >> 4), dim=-1).flatten(-2)
+    middle = 1 << (DENSE_BITS[storage] - 1)
+    return ((codes.float() - middle) * scales[..., None]).flatten(1)
 
 
 def load_memory_layer(
