@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .inspection import inspect
     from .model.loading import load
     from .pipeline import (
+        build,
         bundle,
         check_bundle,
         convert,
@@ -39,6 +40,7 @@ _WHERE = {
     "InputError": "errors",
     "ModelSpec": "spec",
     "UltraMemError": "errors",
+    "build": "pipeline",
     "bundle": "pipeline",
     "check_bundle": "pipeline",
     "convert": "pipeline",
@@ -63,6 +65,7 @@ __all__ = [
     "InputError",
     "ModelSpec",
     "UltraMemError",
+    "build",
     "bundle",
     "check_bundle",
     "convert",

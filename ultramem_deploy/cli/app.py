@@ -22,6 +22,7 @@ VERBS = {
     "profile": "Count which slots a text reads.",
     "quantize": "Store tables as int8, int4 or float8, one scale a row.",
     "export": "Canonical checkpoint to an ONNX bundle.",
+    "build": "Canonical checkpoint or bundle to a TensorRT engine.",
     "bundle": "Exported model to a directory that C++ programs and ONNX Runtime GenAI run.",
     "verify": "Compare two models; exit code 1 where they differ.",
     "generate": "Continue a prompt.",
