@@ -21,6 +21,7 @@ import torch
 from benchmarks.common import machine
 
 from .check_tensorrt import built
+from .check_tensorrt.__main__ import run_harness
 
 RESULTS = built.CHECKOUT / "benchmarks" / "results"
 TESTS = "tests/gpu"
@@ -59,6 +60,12 @@ def read_report(report: Path) -> dict[str, Any]:
     return {"passed": len(found) - len(failed) - skipped, "skipped": skipped, "failed": failed}
 
 
+def harness_passed() -> bool | None:
+    """Whether the TensorRT plugins passed their harness on the device; None where they are not built."""
+    harness, library = built.harness(), built.library()
+    return None if harness is None or library is None else run_harness(harness, library, "device")
+
+
 def run_benchmark(name: str, library: Path) -> dict[str, Any]:
     """A benchmark's figures, or `error`."""
     with tempfile.TemporaryDirectory() as folder:
@@ -80,13 +87,14 @@ def main() -> None:
     if library is None:
         sys.exit(built.NOT_BUILT)
     found: dict[str, Any] = {"device": device(), "machine": machine(), "tests": run_tests()}
+    found["harness_passed"] = harness_passed()
     found["benchmarks"] = {name: run_benchmark(name, library) for name in BENCHMARKS}
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"gpu-{re.sub(r'[^A-Za-z0-9]+', '-', found['device']['name'])}.json"
     path.write_text(json.dumps(found, indent=2) + "\n")
     click.echo(f"wrote {path.relative_to(built.CHECKOUT)}")
     errors = [name for name, result in found["benchmarks"].items() if "error" in result]
-    sys.exit(1 if found["tests"]["failed"] or errors else 0)
+    sys.exit(1 if found["tests"]["failed"] or errors or found["harness_passed"] is False else 0)
 
 
 if __name__ == "__main__":
