@@ -64,11 +64,13 @@ check-cpp: cpp ## the tests of the C++ library: the same tokens everywhere, ever
 	ULTRAMEM_CPP=$(abspath build/cpp) $(BIN)/python -m pytest tests/cpp
 
 bench: env ## every benchmark, tables on the terminal
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench,plot]'
 	$(BIN)/python benchmarks/convert_memory.py
 	$(BIN)/python benchmarks/decode_genai.py
 	$(BIN)/python benchmarks/big_convert.py --quick
 	$(BIN)/python benchmarks/big_fold.py --quick
+	$(BIN)/python benchmarks/fold.py
+	$(BIN)/python benchmarks/scale.py
 
 clean: ## remove what the commands above made, downloads excepted
 	rm -rf build dist demo/out demo/report.md demo/*.png $(VENV)
