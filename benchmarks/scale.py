@@ -5,8 +5,8 @@
 P1's 151M decoder (d 1024, 12 layers; random bfloat16 weights, float32 arithmetic: ONNX Runtime's CPU provider has no
 bfloat16 products) with three memory layers of one block (E = 1: virtual slots are rows) that share one bfloat16 table
 of 512 numbers a row, exported by `export --target ort` and run by ONNX Runtime with our kernels. Steps of all sizes
-take turns; every step feeds other tokens. Every page of a table has bytes of its own. Target: at most 1.1x from first to
-last. Sizes beyond 80% of memory are skipped, and listed. Without --quick also a table of 1.2x the memory, evicted
+take turns; every step feeds other tokens. Every page of a table has bytes of its own. Target: at most 1.1x from first
+to last. Sizes beyond 80% of memory are skipped, and listed. Without --quick also a table of 1.2x the memory, evicted
 first: tokens a second from the disk, cold and warm, and the bytes that were read. Needs 8 GB of disk with --quick.
 """
 
