@@ -21,7 +21,7 @@ from ...spec import MODEL_TYPE, ModelSpec, read_json
 from .genai import CONFIG, genai_config, tokenizer_config
 from .manifest import manifest, plugin_entry, table_entries
 
-TOKENIZER_CONFIG = "tokenizer_config.json"
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 
 Progress = Callable[[int, int, str], None]
 
@@ -83,11 +83,12 @@ def _link(stage: Stage, src: Path, model: onnx.ModelProto) -> None:
         stage.link_file(src / name)
     for name in (MODEL_FILE, "config.json"):
         stage.link_file(src / name)
-    for file in companion_files(src):
-        if file.name == TOKENIZER_CONFIG:
-            stage.write_json(TOKENIZER_CONFIG, tokenizer_config(read_json(file)))
-        else:
-            stage.link_file(file)
+    companions = {file.name: file for file in companion_files(src)}
+    given = companions.pop(TOKENIZER_CONFIG, None)
+    if given or TOKENIZER in companions:
+        stage.write_json(TOKENIZER_CONFIG, tokenizer_config(read_json(given) if given else {}))
+    for file in companions.values():
+        stage.link_file(file)
 
 
 def _weight_files(model: onnx.ModelProto) -> set[str]:
