@@ -1,14 +1,15 @@
 // chat BUNDLE [TOKENS]: a conversation on the terminal, each answer as it comes; an empty line or Ctrl-D ends it.
-#include <csignal>
+#include <pthread.h>
+#include <signal.h>
+
 #include <cstdio>
 #include <cstdlib>
 #include <iostream>
 #include <string>
+#include <thread>
 #include <ultramem/ultramem.hpp>
 
 namespace {
-
-ultramem::Session* running = nullptr;
 
 int failed(const ultramem::Error& error) {
   std::cerr << "error: " << error.message() << "\n";
@@ -36,13 +37,18 @@ std::string quoted(const std::string& text) {
 
 int main(int argc, char** argv) {
   if (argc < 2 || argc > 3) return std::fprintf(stderr, "usage: chat BUNDLE [TOKENS]\n"), 2;
+  sigset_t interrupt;
+  sigemptyset(&interrupt);
+  sigaddset(&interrupt, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &interrupt, nullptr);
   auto model = ultramem::Model::open(argv[1]);
   if (!model) return failed(model.error());
   auto session = model->session();
   if (!session) return failed(session.error());
-  running = &*session;
-  // Ctrl-C ends the answer, not the program.
-  std::signal(SIGINT, [](int) { running->cancel(); });
+  // Ctrl-C ends the answer, not the program: a thread waits for it, since a signal handler may not cancel.
+  std::thread([&session, interrupt] {
+    for (int signal = 0; sigwait(&interrupt, &signal) == 0;) session->cancel();
+  }).detach();
 
   ultramem::GenerateOptions options;
   options.max_new_tokens = argc == 3 ? std::atoll(argv[2]) : 256;
