@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .inspection import inspect
     from .model.loading import load
     from .pipeline import (
+        build,
         bundle,
         check_bundle,
         convert,
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
         heal,
         patch,
         plan,
+        profile,
+        quantize,
         upcycle,
         verify,
     )
@@ -37,6 +40,7 @@ _WHERE = {
     "InputError": "errors",
     "ModelSpec": "spec",
     "UltraMemError": "errors",
+    "build": "pipeline",
     "bundle": "pipeline",
     "check_bundle": "pipeline",
     "convert": "pipeline",
@@ -49,6 +53,8 @@ _WHERE = {
     "load": "model.loading",
     "patch": "pipeline",
     "plan": "pipeline",
+    "profile": "pipeline",
+    "quantize": "pipeline",
     "upcycle": "pipeline",
     "verify": "pipeline",
 }
@@ -59,6 +65,7 @@ __all__ = [
     "InputError",
     "ModelSpec",
     "UltraMemError",
+    "build",
     "bundle",
     "check_bundle",
     "convert",
@@ -71,6 +78,8 @@ __all__ = [
     "load",
     "patch",
     "plan",
+    "profile",
+    "quantize",
     "upcycle",
     "verify",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -102,21 +102,63 @@ def fold(
     src: str | Path,
     out: str | Path,
     *,
-    mode: str = "expand",
+    mode: str | None = None,
     dtype: str = "keep",
     batch: int | Sequence[int] | None = None,
+    order: str | None = None,
+    profile: str | Path | None = None,
+    text: str | Path | None = None,
     overwrite: bool = False,
     copy: bool = False,
     jobs: int | None = None,
     memory_budget: Budget = DEFAULT_BUDGET,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Fold tables, shuffles and keys; `batch` is for mode "auto". See `converters.fold.stage.fold_checkpoint`."""
+    """Fold tables, shuffles and keys; `batch` is for mode "auto". See `converters.fold.stage.fold_checkpoint`.
+
+    `order` "frequency" instead packs rows by the accesses in `profile`, a file, or counted on `text`: see
+    `converters.fold.order`.
+    """
+    from .converters.fold.order import order_checkpoint
     from .converters.fold.stage import fold_checkpoint
 
+    if order is not None:
+        if mode is not None or dtype != "keep" or batch is not None:
+            raise InputError("--order: a fold of its own that rounds nothing; run fold with --mode first")
+        return order_checkpoint(
+            Path(src), Path(out), order=order, profile=_path(profile), text=_path(text), overwrite=overwrite, copy=copy,
+            jobs=jobs, memory_budget=_budget(memory_budget), progress=progress,
+        )  # fmt: skip
+    if profile is not None or text is not None:
+        raise InputError(f"--{'profile' if profile is not None else 'text'}: only --order frequency reads it")
     return fold_checkpoint(
-        Path(src), Path(out), mode=mode, dtype=dtype, batches=None if batch is None else _batches(batch),
+        Path(src), Path(out), mode=mode or "expand", dtype=dtype, batches=None if batch is None else _batches(batch),
         overwrite=overwrite, copy=copy, jobs=jobs, memory_budget=_budget(memory_budget), progress=progress,
+    )  # fmt: skip
+
+
+def quantize(
+    src: str | Path,
+    out: str | Path,
+    *,
+    tables: str | None = None,
+    dense: str | None = None,
+    text: str | Path | None = None,
+    overwrite: bool = False,
+    copy: bool = False,
+    jobs: int | None = None,
+    memory_budget: Budget = DEFAULT_BUDGET,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Store tables as int8, int4 or float8_e4m3, dense weights as int8 or int4.
+
+    See `converters.quantize.stage.quantize_checkpoint`.
+    """
+    from .converters.quantize.stage import quantize_checkpoint
+
+    return quantize_checkpoint(
+        Path(src), Path(out), tables=tables, dense=dense, text=_path(text), overwrite=overwrite, copy=copy, jobs=jobs,
+        memory_budget=_budget(memory_budget), progress=progress,
     )  # fmt: skip
 
 
@@ -137,6 +179,45 @@ def export(
         Path(src), Path(out), target=target, overwrite=overwrite, copy=copy, memory_budget=_budget(memory_budget),
         progress=progress,
     )  # fmt: skip
+
+
+def build(
+    src: str | Path,
+    out: str | Path,
+    *,
+    backend: str,
+    workspace: Budget | None = None,
+    timing_cache: str | Path | None = None,
+    overwrite: bool = False,
+    copy: bool = False,
+    memory_budget: Budget = DEFAULT_BUDGET,
+    progress: Progress | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Canonical checkpoint or bundle -> TensorRT engine `out`, its manifest `out`.json, and OUT.model beside them.
+
+    OUT.model is the portable bundle that the engine is built from and reads its tables from. `options` are the other
+    fields of `converters.engine.BuildOptions`: shapes, dtype, mode, weight_streaming, hardware_compatible,
+    version_compatible, embed_plugin, trace.
+    """
+    from .converters.engine import BuildOptions, build_engine, check_request
+    from .converters.onnx import export_onnx
+    from .runtime.engine_manifest import model_path
+
+    engine, model = Path(out), model_path(Path(out))
+    _known(BuildOptions, options)
+    asked = BuildOptions(
+        backend=backend,
+        workspace=None if workspace is None else parse_bytes(workspace, "--workspace"),
+        timing_cache=_path(timing_cache),
+        **options,
+    )
+    check_request(engine, asked)
+    export_onnx(
+        Path(src), model, target="portable", overwrite=overwrite, copy=copy, memory_budget=_budget(memory_budget),
+        progress=progress,
+    )  # fmt: skip
+    return build_engine(model, engine, asked, overwrite=overwrite, progress=progress)
 
 
 def bundle(
@@ -172,11 +253,13 @@ def plan(
     batch: int | Sequence[int] = BATCHES,
     memory_budget: Budget = DEFAULT_BUDGET,
     calibrate: bool = False,
+    tables: str = "int8",
 ) -> dict[str, Any]:
     """What the stages would make of `src` and whether they fit, from headers and configurations alone.
 
-    `stage` None plans the chain that makes sense for `src`; `calibrate` measures the machine first, beside `src`.
-    Returns source, family, batches, memory_budget_bytes, layers, stages, profile, warnings and fits; sizes in bytes.
+    `stage` None plans the chain that makes sense for `src`; `calibrate` measures the machine first, beside `src`;
+    `tables` is what stage "quantize" stores. Returns source, family, batches, memory_budget_bytes, layers, stages,
+    prefill, profile, warnings and fits; sizes in bytes.
     Raises InputError for what cannot be planned; what does not fit is an answer, not an error.
     """
     from .forecasting import forecast
@@ -185,7 +268,29 @@ def plan(
     if calibrate:
         parent = Path(src).absolute().parent
         measure(parent if os.access(parent, os.W_OK) else None)
-    return forecast(Path(src), stage, _batches(batch), _budget(memory_budget))
+    return forecast(Path(src), stage, _batches(batch), _budget(memory_budget), tables)
+
+
+def profile(
+    model: str | Path,
+    *,
+    text: str | Path | None = None,
+    tokens: int = 8192,
+    runtime: str | None = None,
+    out: str | Path | None = None,
+    plot: str | Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Count the accesses of every slot on text; `out` keeps them for `fold`, `plot` draws them. See `profiling`."""
+    from . import profiling
+    from .spec import ModelSpec
+
+    told, counts = profiling.profile(Path(model), _path(text), tokens, runtime, progress)
+    if out is not None:
+        profiling.save(Path(out), ModelSpec.load(Path(model)), counts, told)
+    if plot is not None:
+        profiling.plot(Path(plot), ModelSpec.load(Path(model)), counts)
+    return told
 
 
 def verify(
@@ -200,16 +305,19 @@ def verify(
     check: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Compare two artifacts; raises CheckFailed where they differ by more than the limits, unless `check` is False."""
-    from .verification import DEFAULT_KL, DEFAULT_MAX_ABS, compare
+    """Compare two artifacts; raises CheckFailed where they differ by more than the limits, unless `check` is False.
+
+    Limits that are None follow from what is compared: see `tolerances`.
+    """
+    from .verification import compare
 
     result = compare(
         Path(reference),
         Path(candidate),
         text=_path(text),
         tokens=tokens,
-        max_abs=DEFAULT_MAX_ABS if max_abs is None else max_abs,
-        kl=DEFAULT_KL if kl is None else kl,
+        max_abs=max_abs,
+        kl=kl,
         runtime=runtime,
         progress=progress,
     )
@@ -231,13 +339,13 @@ def generate(
     Returns prompt, text, ids, prompt_tokens, runtime, prefill_seconds, decode_seconds and tokens_per_second.
     """
     from .runtime.generation import Generation, greedy
-    from .runtime.opening import open_runner
+    from .runtime.opening import home, open_runner
     from .runtime.tokenizer import Tokenizer
 
     if max_new_tokens < 1:
         raise InputError(f"--max-new-tokens: must be positive, found {max_new_tokens}")
     path = Path(model)
-    runner, tokenizer = open_runner(path, runtime), Tokenizer(path)
+    runner, tokenizer = open_runner(path, runtime), Tokenizer(home(path))
     ids = tokenizer.encode(prompt)
     if not ids:
         raise InputError("--prompt: holds no tokens; give some text to continue")
@@ -315,8 +423,12 @@ def _path(value: str | Path | None) -> Path | None:
 
 
 def _options(kind: Any, given: dict[str, Any]) -> Any:
-    known = asdict(kind())
-    unknown = sorted(set(given) - set(known))
-    if unknown:
-        raise InputError(f"unknown option {unknown[0]!r}; expected some of {', '.join(known)}")
+    _known(kind, given)
     return kind(**given)
+
+
+def _known(kind: Any, given: dict[str, Any]) -> None:
+    names = [field.name for field in fields(kind)]
+    unknown = sorted(set(given) - set(names))
+    if unknown:
+        raise InputError(f"unknown option {unknown[0]!r}; expected some of {', '.join(names)}")

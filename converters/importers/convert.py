@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ultramem_deploy.checkpoint import Stage, TensorInfo, TensorTask, source_record
+from ultramem_deploy.checkpoint import Stage, TensorInfo, TensorTask, identified
 from ultramem_deploy.checkpoint.budget import chunks_in_flight
 from ultramem_deploy.checkpoint.cast import cast, cast_scratch
 from ultramem_deploy.checkpoint.header import shown
@@ -18,6 +18,7 @@ from ultramem_deploy.checkpoint.occupied import check_outside
 from ultramem_deploy.checkpoint.writer import chunk_elements
 from ultramem_deploy.defaults import DEFAULT_BUDGET
 from ultramem_deploy.errors import InputError
+from ultramem_deploy.layout import tensor_layout
 
 from .base import ImportPlan, SourceTensor, open_source
 from .registry import choose_importer
@@ -52,7 +53,8 @@ def import_checkpoint(
     source = open_source(Path(src))
     check_outside(Path(out), source.path)
     plan = choose_importer(source, family).plan(source)
-    targets = {name: target_dtype(name, tensor, dtype) for name, tensor in plan.tensors.items()}
+    layout = tensor_layout(plan.spec)
+    targets = {name: layout[name].dtype or target_dtype(name, tensor, dtype) for name, tensor in plan.tensors.items()}
     warnings = plan.warnings + _dtype_warnings(set(targets.values()))
     linkable = _whole_shards(plan, targets)
     summary = {
@@ -61,7 +63,7 @@ def import_checkpoint(
         "dtype": dtype,
         "warnings": warnings,
     }
-    record = source_record(source.gguf or source.path, jobs, source.weight_files)
+    record = identified(source.gguf or source.path, source.weight_files)
     options = {"family": plan.family, "dtype": dtype}
     chunks_in_flight([_task(n, t, targets[n]) for n, t in plan.tensors.items()], 1, memory_budget)
     with Stage(
