@@ -252,6 +252,20 @@ def bundle(
     )  # fmt: skip
 
 
+def triton_repository(
+    src: str | Path,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    copy: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Exported model -> model repository of Triton Inference Server; see `converters.bundle.make_triton`."""
+    from .converters.bundle import make_triton
+
+    return make_triton(Path(src), Path(out), overwrite=overwrite, copy=copy, progress=progress)
+
+
 def check_bundle(bundle: str | Path, *, progress: Progress | None = None) -> dict[str, Any]:
     """Verify a bundle's hashes, versions and paths; raises CheckFailed with the first thing that is wrong."""
     from .converters.bundle import check_bundle as check
