@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ultramem_deploy.checkpoint import Stage, TensorTask, numpy_dtype
 from ultramem_deploy.checkpoint.provenance import SourceRecord
@@ -169,6 +169,15 @@ def write_tokenizer(directory: Path, vocab_size: int = DECODER.vocab_size) -> No
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.decoder = decoders.Fuse()
+    tokenizer.save(str(directory / "tokenizer.json"))
+
+
+def write_byte_tokenizer(directory: Path, text: str, vocab_size: int = DECODER.vocab_size) -> None:
+    """A byte-level BPE tokenizer.json of exactly the characters of `text` and merges learnt on it."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator([text], trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False))
     tokenizer.save(str(directory / "tokenizer.json"))
 
 
