@@ -65,11 +65,6 @@ UltramemTable table_of(const Operator& op, const std::vector<Input>& inputs, std
           width,      width, scaled ? static_cast<const float*>(inputs[scales].data) : nullptr};
 }
 
-// Bytes of `count` rows of the table.
-std::int64_t bytes_of(const std::vector<Input>& inputs, std::int64_t count) {
-  return count * inputs[0].shape[1] * size_of(inputs[0].type);
-}
-
 void require_between(const Context& context, const char* attribute, std::int64_t value, std::int64_t most) {
   require(1 <= value && value <= most, context.op(),
           std::string(attribute) + " must be in [1, " + std::to_string(most) + "], found " + std::to_string(value));
@@ -98,19 +93,7 @@ void sparse_lookup(const Context& context, const std::int64_t* attributes) {
   problem.slots = size["K"];
   problem.cores = cores;
   problem.blocks = blocks;
-  if (problem.tokens == 0) return;
-
-  // Tokens first; columns where there are fewer tokens than tasks, in steps that keep cache lines whole.
-  constexpr std::int64_t kColumnStep = 256;
-  const std::int64_t tasks = tasks_for(bytes_of(inputs, problem.tokens * problem.slots));
-  const std::int64_t by_token = std::min(tasks, problem.tokens);
-  const std::int64_t steps = (width + kColumnStep - 1) / kColumnStep;
-  const std::int64_t by_column = std::max<std::int64_t>(1, std::min(tasks / by_token, steps));
-  context.run(by_token * by_column, ultramem_sparse_lookup_scratch(&problem), [&](std::int64_t i, void* scratch) {
-    const UltramemRange part = part_of(steps, by_column, i % by_column);
-    const UltramemRange columns = {part.begin * kColumnStep, std::min(part.end * kColumnStep, width)};
-    return ultramem_sparse_lookup(&problem, part_of(problem.tokens, by_token, i / by_column), columns, scratch);
-  });
+  context.run([&](const UltramemThreads* threads) { return ultramem_sparse_lookup_run(&problem, threads); });
 }
 
 void sparse_gate(const Context& context, const std::int64_t* attributes) {
@@ -138,11 +121,7 @@ void sparse_gate(const Context& context, const std::int64_t* attributes) {
   problem.x_width = size["P"];
   problem.activation = activation;
 
-  const std::int64_t pairs = problem.tokens * problem.slots;
-  const std::int64_t tasks = std::min(pairs, tasks_for(bytes_of(inputs, pairs)));
-  context.run(tasks, ultramem_sparse_gate_scratch(&problem), [&](std::int64_t i, void* scratch) {
-    return ultramem_sparse_gate(&problem, part_of(pairs, tasks, i), scratch);
-  });
+  context.run([&](const UltramemThreads* threads) { return ultramem_sparse_gate_run(&problem, threads); });
 }
 
 void tucker_topk(const Context& context, const std::int64_t* attributes) {
@@ -176,15 +155,7 @@ void tucker_topk(const Context& context, const std::int64_t* attributes) {
   problem.cores = size["M"];
   problem.k = k;
 
-  // Stage 1 reads rank * (n_row + n_col) numbers, stage 2 scores k_row * k_col pairs; selecting costs about as much
-  // again.
-  constexpr std::int64_t kBytesPerScore = 8;
-  const std::int64_t items = problem.tokens * problem.heads;
-  const std::int64_t scores = problem.rank * (n_row + n_col) + k_row * k_col;
-  const std::int64_t tasks = std::min(items, tasks_for(items * scores * kBytesPerScore));
-  context.run(tasks, ultramem_tucker_topk_scratch(&problem), [&](std::int64_t i, void* scratch) {
-    return ultramem_tucker_topk(&problem, part_of(items, tasks, i), scratch);
-  });
+  context.run([&](const UltramemThreads* threads) { return ultramem_tucker_topk_run(&problem, threads); });
 }
 
 }  // namespace ultramem::onnxruntime

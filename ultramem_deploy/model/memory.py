@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import nn
@@ -161,12 +160,12 @@ class MemoryLayer(nn.Module):
     def _lookup(self, table: ValueTable, addresses: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         s = self.spec
         if not s.expanded:
-            return cast(torch.Tensor, sparse_lookup(table.values, addresses, scores, s.output_blocks))
+            return sparse_lookup(table.values, addresses, scores, s.output_blocks)
         # An expanded row is M rows of d numbers, one a core: the plain lookup on the same bytes, seen as [N*M, d].
         rows = table.values.view(-1, self.hidden_size)
         core = torch.arange(s.cores, device=addresses.device)
         spread = (addresses[..., None] * s.cores + core).flatten(1)
-        return cast(torch.Tensor, sparse_lookup(rows, spread, scores.flatten(1)[..., None], 1))
+        return sparse_lookup(rows, spread, scores.flatten(1)[..., None], 1)
 
     def _project(self, looked_up: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         if self.spec.output_gate:
