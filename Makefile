@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help env demo test test-long lint format plugins check-tensorrt cpp check-cpp bench clean
+.PHONY: help env demo test test-long sanitize lint format plugins check-tensorrt cpp check-cpp bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ test: env ## the whole test suite
 
 test-long: env ## the suite's random tests, many times: 50 kills a stage
 	ULTRAMEM_KILL_ROUNDS=25 $(BIN)/python -m pytest -n 2 tests/test_kills.py
+
+sanitize: env ## the kernels under AddressSanitizer, UBSan and ThreadSanitizer
+	$(BIN)/python -m pytest tests/plugins/test_kernels.py
 
 lint: env ## formatting, linting and types, Python and C++
 	$(BIN)/ruff format --check .
@@ -65,6 +68,8 @@ check-cpp: cpp ## the tests of the C++ library: the same tokens everywhere, ever
 
 bench: env ## every benchmark, tables on the terminal
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python benchmarks/lookup.py
+	$(BIN)/python benchmarks/retrieval.py
 	$(BIN)/python benchmarks/convert_memory.py
 	$(BIN)/python benchmarks/decode_genai.py
 	$(BIN)/python benchmarks/big_convert.py --quick

@@ -15,11 +15,15 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import onnxruntime
 import torch
 from onnx import TensorProto, helper
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import machine, median, print_json, print_table
 from benchmarks.results import save

@@ -13,11 +13,15 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import onnxruntime
 import torch
 from onnx import TensorProto, helper
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import interleaved, machine, median, print_json, print_table
 from benchmarks.results import save
