@@ -22,7 +22,7 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper
 
-if __name__ == "__main__":
+if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import machine, median, print_json, print_table
