@@ -72,6 +72,12 @@ void* Context::output(int index, const Shape& shape) const {
   return data;
 }
 
+void* Context::gpu_stream() const {
+  void* stream = nullptr;
+  check(ort::KernelContextGetGPUComputeStream::of(api_)(host_, &stream));
+  return stream;
+}
+
 void Context::parallel_for(void* host, UltramemTask task, std::size_t count, void* data) {
   const auto& threads = *static_cast<Threads*>(host);
   *threads.failed = ort::KernelContextParallelFor::of(threads.api)(threads.host, task, count, 0, data);

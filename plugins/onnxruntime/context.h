@@ -50,6 +50,9 @@ class Context {
     raise(status);
   }
 
+  // The stream that a GPU's provider computes on (CUDA's cudaStream_t); null on the CPU.
+  void* gpu_stream() const;
+
  private:
   struct Threads {
     const OrtApi* api;
