@@ -135,6 +135,7 @@ typedef void (*UltramemTask)(void* data, size_t index);
 typedef struct UltramemThreads {
   void (*parallel_for)(void* host, UltramemTask task, size_t count, void* data);
   void* host;
+  int64_t count;  // threads that tasks are meant for; 0 is as many as the machine has
 } UltramemThreads;
 
 // Whole problems, over the host's threads; scratch is kept by each thread. What a library that contains the kernels

@@ -44,7 +44,7 @@ class Context {
   void run(const Problem& problem) const {
     OrtStatus* failed = nullptr;
     Threads host{api_, host_, &failed};
-    const UltramemThreads threads{parallel_for, &host};
+    const UltramemThreads threads{parallel_for, &host, 0};
     const UltramemStatus status = problem(&threads);
     check(failed);
     raise(status);

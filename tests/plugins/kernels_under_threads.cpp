@@ -85,7 +85,7 @@ void run(const Inputs& in, const UltramemThreads* threads, Outputs* out) {
 
 int main() {
   const Inputs inputs;
-  const UltramemThreads threads{parallel_for, nullptr};
+  const UltramemThreads threads{parallel_for, nullptr, 0};
   Outputs outputs[kHosts], expected;
   std::vector<std::thread> hosts;
   for (Outputs& output : outputs) hosts.emplace_back(run, std::cref(inputs), &threads, &output);

@@ -75,7 +75,7 @@ class TopK(Structure):
 class Threads(Structure):
     """UltramemThreads."""
 
-    _fields_ = (("parallel_for", c_void_p), ("host", c_void_p))
+    _fields_ = (("parallel_for", c_void_p), ("host", c_void_p), ("count", c_int64))
 
 
 class OpenMp(Structure):
@@ -95,11 +95,11 @@ class Kernels:
         parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
         self._openmp = OpenMp(ctypes.cast(parallel, c_void_p) if parallel else None, 1)
         team = ctypes.cast(library.ultramem_openmp_for, c_void_p) if parallel else None
-        self._threads = Threads(team, ctypes.cast(ctypes.pointer(self._openmp), c_void_p))
+        self._threads = Threads(team, ctypes.cast(ctypes.pointer(self._openmp), c_void_p), 1)
 
     def run(self, function: Callable[..., Status], problem: Structure) -> Status:
         """Run a problem on as many threads as PyTorch uses."""
-        self._openmp.threads = torch.get_num_threads()
+        self._openmp.threads = self._threads.count = torch.get_num_threads()
         return function(byref(problem), byref(self._threads))
 
 

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <thread>
 
 #include "../ultramem_kernels.h"
 
@@ -11,10 +12,13 @@ namespace {
 
 constexpr std::int64_t kMostTasks = 64;
 
-// How many tasks to make of `bytes` of memory traffic: few enough that handing one over costs little beside it.
-std::int64_t tasks_for(std::int64_t bytes) {
-  constexpr std::int64_t kBytesEach = 64 << 10;
-  return std::clamp<std::int64_t>(bytes / kBytesEach, 1, kMostTasks);
+// How many tasks to make of `bytes` of memory traffic: few enough that handing one over costs little beside it, and
+// that the wait for a task's first rows does.
+std::int64_t tasks_for(std::int64_t bytes, const UltramemThreads* threads) {
+  constexpr std::int64_t kBytesEach = 64 << 10, kTasksEach = 4;
+  static const std::int64_t machine = std::max(1u, std::thread::hardware_concurrency());
+  const std::int64_t count = threads == nullptr || threads->count <= 0 ? machine : threads->count;
+  return std::clamp<std::int64_t>(bytes / kBytesEach, 1, std::min(kMostTasks, kTasksEach * count));
 }
 
 // Part `index` of [0, size) cut into `parts` nearly equal ranges.
@@ -94,7 +98,7 @@ UltramemStatus ultramem_sparse_lookup_run(const UltramemSparseLookup* problem, c
   // Tokens first; columns where there are fewer tokens than tasks, in steps that keep cache lines whole.
   constexpr std::int64_t kColumnStep = 256;
   const std::int64_t width = problem->table.width;
-  const std::int64_t tasks = tasks_for(problem->tokens * problem->slots * row_bytes(problem->table));
+  const std::int64_t tasks = tasks_for(problem->tokens * problem->slots * row_bytes(problem->table), threads);
   const std::int64_t by_token = std::min(tasks, problem->tokens);
   const std::int64_t steps = (width + kColumnStep - 1) / kColumnStep;
   const std::int64_t by_column = std::max<std::int64_t>(1, std::min(tasks / by_token, steps));
@@ -108,7 +112,7 @@ UltramemStatus ultramem_sparse_lookup_run(const UltramemSparseLookup* problem, c
 
 UltramemStatus ultramem_sparse_gate_run(const UltramemSparseGate* problem, const UltramemThreads* threads) {
   const std::int64_t pairs = problem->tokens * problem->slots;
-  const std::int64_t tasks = std::min(pairs, tasks_for(pairs * row_bytes(problem->table)));
+  const std::int64_t tasks = std::min(pairs, tasks_for(pairs * row_bytes(problem->table), threads));
   const auto work = [&](std::int64_t i, void* scratch) {
     return ultramem_sparse_gate(problem, part_of(pairs, tasks, i), scratch);
   };
@@ -122,7 +126,7 @@ UltramemStatus ultramem_tucker_topk_run(const UltramemTuckerTopK* problem, const
   const std::int64_t k_row = std::min(problem->k, problem->n_row), k_col = std::min(problem->k, problem->n_col);
   const std::int64_t items = problem->tokens * problem->heads;
   const std::int64_t scores = problem->rank * (problem->n_row + problem->n_col) + k_row * k_col;
-  const std::int64_t tasks = std::min(items, tasks_for(items * scores * kBytesPerScore));
+  const std::int64_t tasks = std::min(items, tasks_for(items * scores * kBytesPerScore, threads));
   const auto work = [&](std::int64_t i, void* scratch) {
     return ultramem_tucker_topk(problem, part_of(items, tasks, i), scratch);
   };
