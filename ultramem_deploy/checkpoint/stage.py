@@ -9,7 +9,9 @@ from types import TracebackType
 from typing import Any
 
 from ultramem_deploy.checkpoint.budget import chunks_in_flight
+from ultramem_deploy.checkpoint.chunks import Crew
 from ultramem_deploy.checkpoint.contents import Contents
+from ultramem_deploy.checkpoint.executors import open_crew
 from ultramem_deploy.checkpoint.files import require_space, write_atomic
 from ultramem_deploy.checkpoint.header import TensorInfo, read_header
 from ultramem_deploy.checkpoint.index import INDEX_NAME
@@ -60,14 +62,16 @@ class Stage:
         jobs: int | None = None,
         memory_budget: int | None = None,
         held_bytes: int = 0,
+        executor: str = "threads",
         max_shard_bytes: int = 4 << 30,
         progress: Progress | None = None,
     ) -> None:
         """Nothing is touched before the context is entered.
 
         `options` (JSON values) must hold all that changes the output. `copy` copies files instead of linking them;
-        `jobs` threads compute chunks, as many at a time as `memory_budget` bytes (None: jobs + 1) hold beside
-        `held_bytes` of the stage's own; nothing of that changes a byte. `progress(done, total, what)` counts bytes.
+        `jobs` threads or processes (`executor`: one of `executors.EXECUTORS`) compute chunks, as many at a time as
+        `memory_budget` bytes (None: jobs + 1) hold beside `held_bytes` of the stage's own; nothing of that changes a
+        byte. `progress(done, total, what)` counts bytes.
         """
         self.out = _normal(Path(out))
         self.name = name
@@ -78,6 +82,7 @@ class Stage:
         self.jobs = jobs or min(8, len(os.sched_getaffinity(0)))
         self.memory_budget = memory_budget
         self.held_bytes = held_bytes
+        self.executor = executor
         self.max_shard_bytes = max_shard_bytes
         self.progress = progress
         self.up_to_date = False
@@ -204,21 +209,20 @@ class Stage:
         shards = self._plan(group, tasks)
         needed = sum(self._missing_bytes(shard) for shard in shards)
         require_space(self.workdir, needed, f"the shards of {group!r}")
-        in_flight = chunks_in_flight(tasks, self.jobs, self.memory_budget, self.held_bytes)
         self._total += sum(shard.nbytes for shard in shards)
-        for shard in shards:
-            if self._finished(shard):
-                self.resumed.append(shard.file)
-                self._advance(shard.file)(shard.nbytes)
-            else:
-                self._write_shard(shard, in_flight)
-            self._contents.add(shard.file, self._partial.records[shard.file])
-            self._contents.place({task.name: task.nbytes for task in shard.tasks}, shard.file)
+        missing = [task for shard in shards if not self._finished(shard) for task in shard.tasks]
+        with open_crew(self.executor, missing, self.jobs, self.memory_budget, self.held_bytes) as crew:
+            for shard in shards:
+                if self._finished(shard):
+                    self.resumed.append(shard.file)
+                    self._advance(shard.file)(shard.nbytes)
+                else:
+                    self._write_shard(shard, crew)
+                self._contents.add(shard.file, self._partial.records[shard.file])
+                self._contents.place({task.name: task.nbytes for task in shard.tasks}, shard.file)
 
-    def _write_shard(self, shard: Shard, in_flight: int) -> None:
-        digest, continued = write_shard(
-            self.workdir / shard.file, shard.tasks, self.jobs, self._advance(shard.file), in_flight
-        )
+    def _write_shard(self, shard: Shard, crew: Crew) -> None:
+        digest, continued = write_shard(self.workdir / shard.file, shard.tasks, crew, self._advance(shard.file))
         if continued:
             self.continued[shard.file] = continued
         self._partial.record(shard.file, {"sha256": digest, "size": shard.nbytes, "tensors": _layout(shard)})

@@ -8,7 +8,16 @@ from typing import Any
 import click
 
 from .. import pipeline
-from .options import StageOptions, batch_option, dtype_option, jobs_option, memory_budget_option, stage_options, verb
+from .options import (
+    StageOptions,
+    batch_option,
+    dtype_option,
+    executor_option,
+    jobs_option,
+    memory_budget_option,
+    stage_options,
+    verb,
+)
 from .output import counted, number, run_stage
 
 
@@ -21,9 +30,16 @@ from .output import counted, number, run_stage
 @dtype_option
 @jobs_option
 @memory_budget_option
+@executor_option
 @stage_options
 def command(
-    common: StageOptions, mode: str, dtype: str, batch: tuple[int, ...] | None, jobs: int | None, memory_budget: int
+    common: StageOptions,
+    mode: str,
+    dtype: str,
+    batch: tuple[int, ...] | None,
+    jobs: int | None,
+    memory_budget: int,
+    executor: str,
 ) -> None:
     """Fold what does not depend on the input into the tables and keys of SRC, exactly; writes OUT."""
     run_stage(
@@ -39,6 +55,7 @@ def command(
             copy=common.copy,
             jobs=jobs,
             memory_budget=memory_budget,
+            executor=executor,
             progress=progress,
         ),
         _summary,
