@@ -65,6 +65,13 @@ def test_only_large_work_starts_processes(monkeypatch: pytest.MonkeyPatch) -> No
         assert isinstance(crew, Processes)
 
 
+@pytest.mark.parametrize("tasks", [[], [TensorTask.of("a", np.arange(3))], [made("a", 0)]])
+def test_nothing_to_compute_starts_nothing(tasks: list[TensorTask], tmp_path: Path) -> None:
+    with open_crew("processes", tasks, 2) as crew:
+        assert isinstance(crew, Threads)
+        write_shard(tmp_path / "x.safetensors", tasks, crew)
+
+
 def test_an_error_is_the_tasks_own(tmp_path: Path) -> None:
     def refuse(start: int, stop: int) -> np.ndarray[Any, Any]:
         raise InputError(f"tensor 'a': row {start} is wrong")

@@ -25,7 +25,7 @@ def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
         pytest.raises(InputError, match=r"Ray is not installed; pip install 'ultramem-deploy\[ray\]'"),
-        open_crew("ray", [TensorTask.of("a", np.zeros(3))], 2),
+        open_crew("ray", [TensorTask("a", "float32", (1, 1024), _plain)], 2),
     ):
         pass
 

@@ -27,7 +27,9 @@ def open_crew(
     "ray" takes every core of the cluster instead. "local" takes processes where there is enough to do, the tasks can
     travel and two fit. Raises InputError.
     """
-    if executor == "threads" or (executor == "local" and not _is_large(tasks, jobs)):
+    amount = sum(task.nbytes for task in tasks if not task.resident)
+    few = amount == 0 or (executor == "local" and (jobs == 1 or amount < PROCESSES_FROM))
+    if executor == "threads" or few:
         yield Threads(jobs, chunks_in_flight(tasks, jobs, budget, held))
         return
     workers = processes_within(tasks, jobs, budget, held)
@@ -44,10 +46,6 @@ def open_crew(
         return
     with crew:
         yield crew
-
-
-def _is_large(tasks: Sequence[TensorTask], jobs: int) -> bool:
-    return jobs > 1 and sum(task.nbytes for task in tasks if not task.resident) >= PROCESSES_FROM
 
 
 def _many(executor: str, tasks: Sequence[TensorTask], workers: int, budget: int | None) -> Processes | RayCluster:
