@@ -22,7 +22,8 @@ from ultramem_deploy.pipeline import convert, fold
 
 
 def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)
+    for name in ("ray", "ray.exceptions"):
+        monkeypatch.setitem(sys.modules, name, None)
     with (
         pytest.raises(InputError, match=r"Ray is not installed; pip install 'ultramem-deploy\[ray\]'"),
         open_crew("ray", [TensorTask("a", "float32", (1, 1024), _plain)], 2),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import lru_cache, partial
@@ -83,8 +84,7 @@ def _tasks(data: bytes) -> list[TensorTask]:
 
 def _library() -> Any:
     try:
-        import ray
-        import ray.exceptions
+        importlib.import_module("ray.exceptions")
+        return importlib.import_module("ray")
     except ImportError:
         raise InputError("--executor ray: Ray is not installed; pip install 'ultramem-deploy[ray]'") from None
-    return ray
