@@ -27,8 +27,9 @@ demo: env ## the main job on real weights: convert, upcycle, heal, fold, export,
 test: env ## the whole test suite
 	$(BIN)/python -m pytest -n 2
 
-test-long: env ## the suite's random tests, many times: 50 kills a stage
-	ULTRAMEM_KILL_ROUNDS=25 $(BIN)/python -m pytest -n 2 tests/test_kills.py
+test-long: env ## the suite's random tests, many times (50 kills a stage), and a Ray cluster
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
+	ULTRAMEM_KILL_ROUNDS=25 $(BIN)/python -m pytest -n 2 tests/test_kills.py tests/checkpoint/test_ray_cluster.py
 
 sanitize: env ## the kernels under AddressSanitizer, UBSan and ThreadSanitizer
 	$(BIN)/python -m pytest tests/plugins/test_kernels.py
