@@ -50,6 +50,7 @@ def test_memory_layer(written: Written) -> None:
             "folded": False,
             "biases": [],
             "token_gate": False,
+            "rank_one_keys": False,
             "empty_slot": None,
         }
     ]

@@ -10,7 +10,7 @@ from typing import Any
 from .converters.importers import ImportPlan, Source, choose_importer, open_source
 from .defaults import BATCHES, DEFAULT_BUDGET
 from .errors import InputError
-from .planning.choice import Choice, Room, choose_folds, layer_report
+from .planning.choice import Choice, Room, choose_folds, folds_of, layer_report
 from .planning.machine import available_memory, default_jobs, free_disk, total_memory
 from .planning.profile import load_profile
 from .planning.stages import Machine, StagePlan, StageWork, plan_stage
@@ -76,7 +76,7 @@ def _chain(path: Path, source: Source, choices: Sequence[Choice]) -> list[str]:
     if (path / "model.onnx").is_file():
         return []
     first = [] if source.model_type == MODEL_TYPE else ["convert"]
-    folds = any(choice.fold != "none" for choice in choices)
+    folds = any(choice.whole != "none" for choice in choices)
     return [*first, *(["fold"] if folds else []), "export"]
 
 
@@ -97,7 +97,7 @@ def _works(
                 raise InputError(
                     "--stage fold: the model has no memory layers; upcycle it first, or plan --stage export"
                 )
-            work, spec = fold_work(spec, current, [choice.fold for choice in choices])
+            work, spec = fold_work(spec, current, *folds_of(choices))
             works.append(work)
             current = {piece.name: Stored(piece.shape, piece.dtype, piece.name) for piece in work.pieces}
         else:

@@ -80,6 +80,7 @@ def memory_layer(layer: MemoryLayerSpec, spec: ModelSpec) -> dict[str, Any]:
         "folded": layer.folded,
         "biases": [name for name, there in biases.items() if there],
         "token_gate": layer.token_gate,
+        "rank_one_keys": layer.rank_one_keys,
         "empty_slot": layer.empty_slot,
     }
 

@@ -109,7 +109,8 @@ class MemoryLayerSpec:
     `slots` is the layer's window of its table: row = (sigma mod slots + offset) mod table rows, block = sigma // slots,
     sigma = shuffle[virtual]. `expanded` marks a table whose rows are already projected (M*d numbers a virtual slot).
     A value whose sigma is `empty_slot` is chosen and counts as zero. `token_gate` multiplies the output by
-    sigmoid(<w, hidden> + b), one number a token.
+    sigmoid(<w, hidden> + b), one number a token. With `rank_one_keys` stage 1 reads one key matrix a side, folded with
+    u or v.
     """
 
     kind: MemoryKind
@@ -141,6 +142,7 @@ class MemoryLayerSpec:
     output_bias: bool = False
     output_gate_bias: bool = False
     token_gate: bool = False
+    rank_one_keys: bool = False
 
     __pydantic_config__ = _STRICT
 

@@ -118,6 +118,8 @@ def _layer_problems(layer: MemoryLayerSpec, spec: ModelSpec) -> list[str]:
         problems.append(f"cores: additive scoring has 1, found {layer.cores}")
     if layer.empty_slot is not None and not 0 <= layer.empty_slot < layer.virtual_slots:
         problems.append(f"empty_slot: expected 0 <= slot < {layer.virtual_slots}, found {layer.empty_slot}")
+    if layer.rank_one_keys and (layer.scoring != "tucker" or layer.key_norm):
+        problems.append("rank_one_keys: expected tucker scoring and keys whose norm is folded")
     if layer.output_gate_bias and not layer.output_gate:
         problems.append("output_gate_bias: given without output_gate")
     return problems + _layer_table_problems(layer, spec)

@@ -109,7 +109,7 @@ def patch_checkpoint(
             for file in companion_files(base):
                 stage.link_file(file)
             stage.receipt = {"tensors": len(entries), "rows": sum(e["rows"] for e in entries.values())}
-    return stage.receipt | {"up_to_date": stage.up_to_date}
+    return stage.receipt | {"up_to_date": stage.up_to_date} | stage.notes
 
 
 def _read_delta(delta: Path) -> dict[str, Any]:

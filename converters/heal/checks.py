@@ -20,6 +20,12 @@ def check_options(spec: ModelSpec, options: HealOptions) -> None:
     """InputError for a model without memory layers, or for an option outside its range."""
     if not spec.memory:
         raise InputError("heal: the model has no memory layers to train; run upcycle first")
+    folded = [index for index, layer in enumerate(spec.memory) if layer.rank_one_keys]
+    if folded:
+        raise InputError(
+            f"heal: memory layer {folded[0]} has rank-1 keys, which are folded from its keys and would not follow them;"
+            " heal the checkpoint from before `fold`"
+        )
     if options.train not in TRAINABLE:
         raise InputError(f"--train: expected one of {', '.join(TRAINABLE)}, found {options.train!r}")
     for name in ("steps", "batch", "lr", "value_lr"):

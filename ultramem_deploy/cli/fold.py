@@ -13,9 +13,11 @@ from .output import counted, number, run_stage
 
 
 @verb("fold", "healed folded --dtype float32")
-@click.option("--mode", type=click.Choice(["expand", "shuffle", "keys", "auto"]), default="expand", show_default=True,
+@click.option("--mode", type=click.Choice(["expand", "shuffle", "rank1", "keys", "auto"]), default="expand",
+              show_default=True,
               help="expand: one physical row a virtual slot, already projected. shuffle: rows in retrieval order, or "
-              "an int32 shuffle. keys: the key norm alone, which the others fold too. auto: what `plan` chooses.",
+              "an int32 shuffle. keys: the key norm alone, which the others fold too. rank1: keys, and stage 1 reads "
+              "one key matrix a side. auto: what `plan` chooses.",
               )  # fmt: skip
 @batch_option(help="Batch sizes that --mode auto chooses for. Default: 1,16,64,512.")
 @dtype_option
