@@ -39,6 +39,7 @@ class Undisturbed:
     """A run that nothing killed: its tensors' hashes, and how long it took from its first file to its end."""
 
     source: Path
+    made: Path
     tensors: dict[str, str]
     seconds: float
 
@@ -48,9 +49,18 @@ def digests(directory: Path) -> dict[str, str]:
     return {name: hashlib.sha256(checkpoint.array(name).tobytes()).hexdigest() for name in checkpoint.tensors}
 
 
+# Files are noted every 16 MiB, not every 256: these models have smaller ones.
+SMALL_STEPS = """
+from ultramem_deploy.checkpoint import journal, shard_file
+journal.JOURNAL_BYTES, shard_file.DIRECT_BYTES = 16 << 20, 0
+from ultramem_deploy.cli import main
+main()
+"""
+
+
 def command(verb: str, source: Path, out: Path) -> list[str]:
     arguments = [verb.split()[0], str(source), str(out), *VERBS[verb], "--quiet", "--json"]
-    return [sys.executable, "-m", "ultramem_deploy", *arguments]
+    return [sys.executable, "-c", SMALL_STEPS, *arguments]
 
 
 def begin(arguments: Sequence[str], out: Path) -> subprocess.Popen[str]:
@@ -81,7 +91,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Undisturb
         process = begin(command(verb, source, folder / verb), folder / verb)
         start = time.monotonic()
         finish(process)
-        found[verb] = Undisturbed(source, digests(folder / verb), time.monotonic() - start)
+        found[verb] = Undisturbed(source, folder / verb, digests(folder / verb), time.monotonic() - start)
     return found
 
 
@@ -102,3 +112,23 @@ def test_killed_at_random_and_run_again(
     assert digests(out) == whole.tensors
     assert not (tmp_path / "out.partial").exists()
     json.loads((out / "config.json").read_text())
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_large_file_is_continued_where_it_was_killed(
+    verb: str, undisturbed: dict[str, Undisturbed], tmp_path: Path
+) -> None:
+    whole, out = undisturbed[verb], tmp_path / "out"
+    process = begin(command(verb, whole.source, out), out)
+    journals = out.with_name("out.partial")
+    while process.poll() is None and not any(file.stat().st_size for file in journals.glob("*.journal")):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=30)
+    assert not out.exists(), "it was killed in the middle of a file"
+    result = subprocess.run(
+        command(verb, whole.source, out), cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert sum(json.loads(result.stdout)["continued"].values()) >= 16 << 20
+    assert digests(out) == whole.tensors
+    assert sorted(file.name for file in out.iterdir()) == sorted(file.name for file in whole.made.iterdir())

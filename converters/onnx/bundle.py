@@ -13,7 +13,7 @@ from ...checkpoint import Checkpoint, Stage, TensorInfo, TensorTask, read_header
 from ...checkpoint.budget import chunks_in_flight
 from ...checkpoint.companions import companion_files
 from ...checkpoint.files import require_space, write_atomic
-from ...checkpoint.writer import write_shard
+from ...checkpoint.shard_file import write_shard
 from ...defaults import DEFAULT_BUDGET
 from ...errors import InputError
 from ...model.loading import check_tensors

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ultramem_deploy.checkpoint.files import files_below, fsync_directory, remove_children, write_atomic
+from ultramem_deploy.checkpoint.journal import JOURNAL_SUFFIX, PART_SUFFIX
 from ultramem_deploy.checkpoint.provenance import PROVENANCE_NAME, pretty_json
 from ultramem_deploy.errors import InputError
 
@@ -65,7 +66,7 @@ class Partial:
             reason = difference(state.get("parts", {}), parts)
         remove_children(
             self.path,
-            lambda name: name == LOCK_NAME or name in self.records or (same and name.startswith(RESUME_PREFIX)),
+            lambda name: name == LOCK_NAME or name in self.records or (same and _is_resume_state(name)),
         )
         write_atomic(self.path / STATE_NAME, pretty_json({"fingerprint": identity, "parts": parts}))
         self._save()
@@ -86,9 +87,10 @@ class Partial:
             self._save()
 
     def drop_resume_files(self) -> None:
-        """Delete the stage's own resume state."""
-        for file in self.path.glob(f"{RESUME_PREFIX}*"):
-            file.unlink()
+        """Delete what only a next run would need: the stage's own resume state, files that were not finished."""
+        for name in files_below(self.path):
+            if _is_resume_state(name):
+                (self.path / name).unlink()
 
     def publish(self) -> None:
         """Rename the directory to the output's name, in place of what is there, and give up the lock."""
@@ -137,6 +139,10 @@ class Partial:
 
     def _save(self) -> None:
         write_atomic(self.path / RECORDS_NAME, pretty_json(self.records))
+
+
+def _is_resume_state(name: str) -> bool:
+    return name.startswith(RESUME_PREFIX) or name.endswith((PART_SUFFIX, JOURNAL_SUFFIX))
 
 
 def difference(before: dict[str, Any], after: dict[str, Any]) -> str:

@@ -9,9 +9,12 @@ from types import TracebackType
 from typing import Any
 
 from ultramem_deploy.checkpoint.budget import chunks_in_flight
-from ultramem_deploy.checkpoint.files import files_below, link_or_copy, require_space, sha256_file, write_atomic
-from ultramem_deploy.checkpoint.header import TensorInfo, read_header, shown
+from ultramem_deploy.checkpoint.contents import Contents
+from ultramem_deploy.checkpoint.files import require_space, write_atomic
+from ultramem_deploy.checkpoint.header import TensorInfo, read_header
 from ultramem_deploy.checkpoint.index import INDEX_NAME
+from ultramem_deploy.checkpoint.journal import JOURNAL_SUFFIX, PART_SUFFIX, Journal
+from ultramem_deploy.checkpoint.linking import Linker
 from ultramem_deploy.checkpoint.occupied import check_sources, is_made
 from ultramem_deploy.checkpoint.partial import RESUME_PREFIX, STATE_NAMES, Partial
 from ultramem_deploy.checkpoint.provenance import (
@@ -24,12 +27,14 @@ from ultramem_deploy.checkpoint.provenance import (
     read_provenance,
     tool_version,
 )
-from ultramem_deploy.checkpoint.writer import Shard, TensorTask, plan_shards, write_shard
+from ultramem_deploy.checkpoint.shard_file import write_shard
+from ultramem_deploy.checkpoint.writer import Shard, TensorTask, plan_shards
 from ultramem_deploy.errors import InputError
 
 Progress = Callable[[int, int, str], None]
 _EDITED = {".json", ".txt", ".jinja", ".yaml", ".yml", ".md"}
 _RESERVED = (*STATE_NAMES, INDEX_NAME, PROVENANCE_NAME)
+_UNFINISHED = {".tmp", PART_SUFFIX, JOURNAL_SUFFIX}
 
 
 class Stage:
@@ -37,10 +42,9 @@ class Stage:
 
     `up_to_date`: `out` was made already from the same source, options and tool version: leave the body at once.
     `resumed`: names of the shards that an interrupted run had finished and this one reused.
+    `continued`: for a shard that it had not finished, the bytes of it that were reused.
     `restarted`: why the work of an interrupted run was thrown away, or None.
-    `linked`: for each linked file, "hardlink", "reflink" or "copy". `workdir`: where other files may be written.
     `receipt`: what the stage proved; goes into provenance.json, and comes from it where `out` is up to date.
-    `weight_map`: tensor name -> file name.
     """
 
     def __init__(
@@ -78,9 +82,8 @@ class Stage:
         self.up_to_date = False
         self.resumed: list[str] = []
         self.restarted: str | None = None
-        self.linked: dict[str, str] = {}
+        self.continued: dict[str, int] = {}
         self.receipt: dict[str, Any] = {}
-        self.weight_map: dict[str, str] = {}
         self._parts = {
             "stage": name,
             "source": [one.fingerprint for one in self.sources],
@@ -90,13 +93,24 @@ class Stage:
         }
         self.fingerprint = fingerprint(self._parts)
         self._partial = Partial(self.out)
-        self._files: dict[str, dict[str, Any]] = {}
-        self._tensor_bytes = self._done = self._total = 0
+        self._contents = Contents()
+        self._linker = Linker(self._partial, self._contents, self.sources)
+        self._done = self._total = 0
 
     @property
     def workdir(self) -> Path:
         """Where the files are until the exit renames it to `out` (`out` itself when that is up to date)."""
         return self.out if self.up_to_date else self._partial.path
+
+    @property
+    def weight_map(self) -> dict[str, str]:
+        """Tensor name -> file name."""
+        return self._contents.weight_map
+
+    @property
+    def linked(self) -> dict[str, str]:
+        """For each linked file, "hardlink", "reflink" or "copy"."""
+        return self._linker.how
 
     def __enter__(self) -> Stage:
         """Lock the working directory, take over what an interrupted run left; InputError when `out` is in the way."""
@@ -146,8 +160,8 @@ class Stage:
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What became of an interrupted run's work, for a stage's result: `resumed`, `restarted`; only what is set."""
-        found = {"resumed": self.resumed, "restarted": self.restarted}
+        """What became of an interrupted run's work: `resumed`, `continued`, `restarted`; only what is set."""
+        found = {"resumed": self.resumed, "continued": self.continued, "restarted": self.restarted}
         return {key: value for key, value in found.items() if value}
 
     def resume_file(self, name: str) -> Path:
@@ -161,22 +175,26 @@ class Stage:
         """
         self._must_be_open()
         shards = self._plan(group, tasks)
-        missing = [shard for shard in shards if not self._finished(shard)]
-        needed = sum(shard.nbytes for shard in missing)
-        require_space(self.workdir, needed, f"{len(missing)} shard{'s' * (len(missing) != 1)} of {group!r}")
+        needed = sum(self._missing_bytes(shard) for shard in shards)
+        require_space(self.workdir, needed, f"the shards of {group!r}")
         in_flight = chunks_in_flight(tasks, self.jobs, self.memory_budget, self.held_bytes)
         self._total += sum(shard.nbytes for shard in shards)
         for shard in shards:
-            if shard in missing:
-                digest = write_shard(
-                    self.workdir / shard.file, shard.tasks, self.jobs, self._advance(shard.file), in_flight
-                )
-                self._partial.record(shard.file, {"sha256": digest, "size": shard.nbytes, "tensors": _layout(shard)})
-            else:
+            if self._finished(shard):
                 self.resumed.append(shard.file)
                 self._advance(shard.file)(shard.nbytes)
-            self._add(shard.file, self._partial.records[shard.file])
-            self._map({task.name: task.nbytes for task in shard.tasks}, shard.file)
+            else:
+                self._write_shard(shard, in_flight)
+            self._contents.add(shard.file, self._partial.records[shard.file])
+            self._contents.place({task.name: task.nbytes for task in shard.tasks}, shard.file)
+
+    def _write_shard(self, shard: Shard, in_flight: int) -> None:
+        digest, continued = write_shard(
+            self.workdir / shard.file, shard.tasks, self.jobs, self._advance(shard.file), in_flight
+        )
+        if continued:
+            self.continued[shard.file] = continued
+        self._partial.record(shard.file, {"sha256": digest, "size": shard.nbytes, "tensors": _layout(shard)})
 
     def require_room(
         self, groups: Mapping[str, Sequence[TensorTask]], advice: str = "", carried: Iterable[Path] = ()
@@ -185,12 +203,13 @@ class Stage:
         does not fit the memory budget. `advice` names the option that would need less; `carried` are the files that
         will be linked, which take room where they must be copied.
 
-        Files that an interrupted run finished count as held.
+        What an interrupted run wrote counts as held.
         """
-        needed = sum(file.stat().st_size for file in carried if self._will_copy(file))
+        new = (file for file in carried if file.name not in self._partial.records)
+        needed = sum(file.stat().st_size for file in new if self.copy or self._linker.must_copy(file))
         for group, tasks in groups.items():
             chunks_in_flight(tasks, self.jobs, self.memory_budget, self.held_bytes)
-            needed += sum(shard.nbytes for shard in self._plan(group, tasks) if not self._finished(shard))
+            needed += sum(self._missing_bytes(shard) for shard in self._plan(group, tasks))
         require_space(self.workdir, needed, f"the tensors of {self.name!r}", advice)
 
     def link_shard(self, file: Path, infos: Iterable[TensorInfo], sha256: str | None = None) -> str:
@@ -203,17 +222,17 @@ class Stage:
         names = {info.name: info.nbytes for info in infos}
         if not names.keys() <= read_header(file)[0].keys():
             raise ValueError(f"{file.name}: does not hold every tensor of infos: a linked shard cannot rename tensors")
-        name = self._link(file, file.name, sha256)
-        self._map(names, name)
+        name = self._linker.take(file, file.name, self.copy, sha256)
+        self._contents.place(names, name)
         return name
 
     def link_file(self, file: Path, name: str | None = None) -> str:
         """Take over any other file, under `name` if given; text that people edit is copied, so edits stay apart."""
         self._must_be_open()
         target = _checked(name or file.name)
-        if target in self._files:
+        if target in self._contents.files:
             raise ValueError(f"{target}: written already")
-        return self._link(file, target, None, copy=file.suffix in _EDITED)
+        return self._linker.take(file, target, self.copy or file.suffix in _EDITED)
 
     def write_json(self, name: str, obj: Any) -> None:
         """Write a JSON file: sorted keys, two spaces, numpy scalars allowed."""
@@ -227,7 +246,7 @@ class Stage:
         self._must_be_open()
         target = _checked(name)
         self._partial.forget(target)
-        for known in (self._files, self.linked):
+        for known in (self._contents.files, self.linked):
             known.pop(target, None)
         write_atomic(self.workdir / target, data)
 
@@ -237,16 +256,16 @@ class Stage:
 
     def _plan(self, group: str, tasks: Sequence[TensorTask]) -> list[Shard]:
         for task in tasks:
-            self._must_be_new(task.name)
+            self._contents.require_new(task.name)
         shards, attempt = plan_shards(tasks, group, self.max_shard_bytes), 1
-        while any(shard.file in self._files for shard in shards):
+        while any(shard.file in self._contents.files for shard in shards):
             attempt += 1
             shards = plan_shards(tasks, f"{group}-{attempt}", self.max_shard_bytes)
         return shards
 
-    def _will_copy(self, file: Path) -> bool:
-        apart = file.stat().st_dev != self.workdir.stat().st_dev
-        return (self.copy or apart) and file.name not in self._partial.records
+    def _missing_bytes(self, shard: Shard) -> int:
+        """Bytes of a shard that the disk does not hold yet."""
+        return 0 if self._finished(shard) else max(0, shard.nbytes - Journal(self.workdir / shard.file).held_bytes)
 
     def _finished(self, shard: Shard) -> bool:
         record = self._partial.records.get(shard.file, {})
@@ -260,79 +279,24 @@ class Stage:
 
         return on_bytes
 
-    def _link(self, file: Path, name: str, sha256: str | None, *, copy: bool = False) -> str:
-        origin = _origin(file)
-        copy = copy or self.copy
-        name = self._distinct(name, origin)
-        record = self._partial.records.get(name, {})
-        if record.get("origin") != origin or (copy and record.get("how") != "copy"):
-            digest = sha256 or self._known_hash(file, origin[0]) or sha256_file(file)
-            how = link_or_copy(file, self.workdir / name, copy)
-            record = {"sha256": digest, "size": origin[0], "origin": origin, "how": how}
-            self._partial.record(name, record)
-        self.linked[name] = record["how"]
-        self._add(name, record)
-        return name
-
-    def _distinct(self, name: str, origin: list[int]) -> str:
-        """`name`, unless a different file has it already in this output."""
-        free, attempt = name, 1
-        while free in self._files and self._partial.records[free].get("origin") != origin:
-            free = "model-source-" + ("" if attempt == 1 else f"{attempt}-") + name.removeprefix("model-")
-            attempt += 1
-        return free
-
-    def _known_hash(self, file: Path, size: int) -> str | None:
-        for one in self.sources:
-            root = None if one.path is None else one.path if one.path.is_dir() else one.path.parent
-            if root is not None and file.absolute().is_relative_to(root.absolute()):
-                entry = one.files.get(file.absolute().relative_to(root.absolute()).as_posix(), {})
-                if entry.get("size") == size:
-                    return str(entry["sha256"])
-        return None
-
-    def _add(self, name: str, record: Mapping[str, Any]) -> None:
-        self._files[name] = {"size": record["size"], "sha256": record["sha256"]}
-
-    def _must_be_new(self, name: str) -> None:
-        if name in self.weight_map:
-            raise InputError(f"tensor {shown(name)} would be written twice: {self.weight_map[name]} holds it already")
-
-    def _map(self, sizes: Mapping[str, int], file: str) -> None:
-        for name, nbytes in sizes.items():
-            if self.weight_map.get(name) != file:
-                self._must_be_new(name)
-                self.weight_map[name] = file
-                self._tensor_bytes += nbytes
-
     def _finish(self) -> None:
-        for name in set(self._partial.records) - self._files.keys():
+        for name in set(self._partial.records) - self._contents.files.keys():
             self._partial.forget(name)
             (self.workdir / name).unlink(missing_ok=True)
         self._partial.drop_resume_files()
         if self.weight_map:
-            index = {"metadata": {"total_size": self._tensor_bytes}, "weight_map": self.weight_map}
-            write_atomic(self.workdir / INDEX_NAME, pretty_json(index))
+            write_atomic(self.workdir / INDEX_NAME, pretty_json(self._contents.index()))
         document = build_provenance(
             self.name,
             self.options,
             self.sources,
             self.fingerprint,
             self.max_shard_bytes,
-            self._described(),
+            self._contents.described(self.workdir),
             self.receipt,
         )
         write_atomic(self.workdir / PROVENANCE_NAME, pretty_json(document))
         self._partial.publish()
-
-    def _described(self) -> dict[str, dict[str, Any]]:
-        """Size and hash of every file of the output; those that the body wrote by itself are hashed now."""
-        result: dict[str, dict[str, Any]] = {}
-        for name in files_below(self.workdir):
-            if name not in (*STATE_NAMES, PROVENANCE_NAME):
-                file = self.workdir / name
-                result[name] = self._files.get(name) or {"size": file.stat().st_size, "sha256": sha256_file(file)}
-        return result
 
 
 def _normal(path: Path) -> Path:
@@ -343,21 +307,12 @@ def _normal(path: Path) -> Path:
     return path
 
 
-def _origin(file: Path) -> list[int]:
-    """What tells one source file from another without reading it; kept in the resume state, never in the output."""
-    try:
-        state = file.stat()
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror or error}") from None
-    return [state.st_size, state.st_mtime_ns, state.st_ino, state.st_dev]
-
-
 def _layout(shard: Shard) -> list[list[Any]]:
     return [[task.name, task.dtype, list(task.shape)] for task in shard.tasks]
 
 
 def _checked(name: str) -> str:
     pure = PurePosixPath(name)
-    if not pure.name or pure.is_absolute() or ".." in pure.parts or name in _RESERVED or name.endswith(".tmp"):
+    if not pure.name or pure.is_absolute() or ".." in pure.parts or name in _RESERVED or pure.suffix in _UNFINISHED:
         raise ValueError(f"file name {name!r} must be relative, inside the output, and none of {', '.join(_RESERVED)}")
     return pure.as_posix()

@@ -1,25 +1,18 @@
-"""Safetensors files written as a stream of chunks: the chunk bounds the memory, the tensors alone set the bytes."""
+"""What is written: tensors as tasks, their grid of chunks, the shards they are put into and each shard's header."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import math
-import os
 import re
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from ultramem_deploy.checkpoint.cast import cast, cast_scratch, check_cast
-from ultramem_deploy.checkpoint.files import fsync_directory, write_failed
-from ultramem_deploy.checkpoint.header import MAX_HEADER_BYTES, SAFETENSORS_CODES, itemsize, numpy_dtype, shown
+from ultramem_deploy.checkpoint.header import MAX_HEADER_BYTES, SAFETENSORS_CODES, itemsize, shown
 from ultramem_deploy.checkpoint.reader import Checkpoint
 from ultramem_deploy.errors import InputError
 
@@ -87,7 +80,7 @@ class Shard:
     @property
     def nbytes(self) -> int:
         """Bytes of the whole file."""
-        return len(_header(_data_order(self.tasks))) + sum(task.nbytes for task in self.tasks)
+        return len(header_bytes(data_order(self.tasks))) + sum(task.nbytes for task in self.tasks)
 
 
 def chunk_grid(shape: tuple[int, ...], itemsize: int) -> list[tuple[int, int]]:
@@ -128,59 +121,13 @@ def plan_shards(tasks: Sequence[TensorTask], group: str, max_shard_bytes: int) -
     return [Shard(f"model-{group}-{i:05d}-of-{total:05d}.safetensors", tuple(one)) for i, one in enumerate(bins, 1)]
 
 
-def write_shard(
-    path: Path,
-    tasks: Sequence[TensorTask],
-    jobs: int,
-    on_bytes: Callable[[int], None] | None = None,
-    in_flight: int | None = None,
-) -> str:
-    """Write `tasks` to the safetensors file `path` and return its SHA-256 as hex.
-
-    Chunks are computed by `jobs` threads, at most `in_flight` (None: jobs + 1) held at a time, and written in one fixed
-    order, so the bytes depend on neither. The file appears under its name only when it is whole and synced. `on_bytes`
-    gets the size of each piece written. InputError when the disk is full or the file cannot be written.
-    """
-    ordered = _data_order(tasks)
-    header = _header(ordered)
-    needed = len(header) + sum(task.nbytes for task in ordered)
-    temporary = path.with_name(path.name + ".tmp")
-    digest = hashlib.sha256()
-    try:
-        with _writing(path, needed):
-            temporary.unlink(missing_ok=True)
-            stream = open(temporary, "wb", buffering=0)  # noqa: SIM115
-        # Hashing takes as long as writing to a fast disk, and neither holds the interpreter: side by side.
-        with (
-            stream,
-            ThreadPoolExecutor(1, thread_name_prefix="hash") as hasher,
-            contextlib.closing(_chunks(ordered, jobs, in_flight or jobs + 1)) as chunks,
-        ):
-            for piece in _with_header(header, chunks):
-                hashed = hasher.submit(digest.update, piece)
-                with _writing(path, needed):
-                    _write_all(stream, piece)
-                hashed.result()
-                if on_bytes is not None:
-                    on_bytes(len(piece))
-                del piece, hashed  # else one chunk more is held while the next is computed
-            with _writing(path, needed):
-                os.fsync(stream.fileno())
-        with _writing(path, needed):
-            os.replace(temporary, path)
-            fsync_directory(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return digest.hexdigest()
-
-
-def _data_order(tasks: Sequence[TensorTask]) -> list[TensorTask]:
+def data_order(tasks: Sequence[TensorTask]) -> list[TensorTask]:
+    """The tensors as they lie in a file."""
     # Widest items first keeps every tensor aligned to its item size, as the safetensors library does.
     return sorted(tasks, key=lambda task: (-itemsize(task.dtype), task.name))
 
 
-def _header(ordered: Sequence[TensorTask]) -> bytes:
+def header_bytes(ordered: Sequence[TensorTask]) -> bytes:
     """The length prefix and the JSON, its keys sorted by name, padded with spaces to the alignment."""
     entries: dict[str, Any] = {}
     offset = 0
@@ -196,49 +143,3 @@ def _header(ordered: Sequence[TensorTask]) -> bytes:
     if len(text) > MAX_HEADER_BYTES:
         raise InputError(f"{len(ordered)} tensors make a header of {len(text)} bytes, at most {MAX_HEADER_BYTES}")
     return len(text).to_bytes(8, "little") + text
-
-
-def _with_header(header: bytes, chunks: Iterator[memoryview]) -> Iterator[memoryview]:
-    yield memoryview(header)
-    yield from chunks
-
-
-def _chunks(ordered: Sequence[TensorTask], jobs: int, in_flight: int) -> Generator[memoryview, None, None]:
-    """The data section in order, computed ahead by a window of `in_flight` chunks."""
-    work = ((task, start, stop) for task in ordered for start, stop in chunk_grid(task.shape, itemsize(task.dtype)))
-    pool = ThreadPoolExecutor(max(1, jobs), thread_name_prefix="chunk")
-    window: deque[Future[memoryview]] = deque()
-    try:
-        for task, start, stop in work:
-            window.append(pool.submit(_compute, task, start, stop))
-            if len(window) >= in_flight:
-                yield window.popleft().result()
-        while window:
-            yield window.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _compute(task: TensorTask, start: int, stop: int) -> memoryview:
-    chunk = np.ascontiguousarray(task.rows(start, stop))
-    expected = (stop - start, *task.shape[1:])
-    if chunk.shape != expected or chunk.dtype != numpy_dtype(task.dtype):
-        raise TypeError(
-            f"tensor {task.name!r}: rows({start}, {stop}) returned {chunk.dtype} {chunk.shape},"
-            f" expected {task.dtype} {expected}"
-        )
-    return chunk.reshape(-1).view(np.uint8).data
-
-
-def _write_all(stream: BinaryIO, piece: memoryview) -> None:
-    while piece:
-        piece = piece[stream.write(piece) :]
-
-
-@contextlib.contextmanager
-def _writing(path: Path, needed: int) -> Iterator[None]:
-    """Turn the operating system's refusal to write into the one-line error; reads and computation raise their own."""
-    try:
-        yield
-    except OSError as error:
-        raise write_failed(path, error, needed) from None

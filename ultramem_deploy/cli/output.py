@@ -35,6 +35,8 @@ def run_stage(
         result = work(progress)
     if result.get("restarted"):
         click.echo(f"started over, the work of an interrupted run was thrown away: {result['restarted']}", err=True)
+    if result.get("continued") or result.get("resumed"):
+        click.echo(f"continued an interrupted run: {_reused(result)}", err=True)
     if common.as_json:
         print_json({"stage": name, "output": str(common.out), **result})
         return
@@ -46,6 +48,11 @@ def run_stage(
         click.echo(f"warning: {warning}", err=True)
     arguments = then if isinstance(then, str) else then(result)
     click.echo(f"next: ultramem-deploy {_next(arguments, common)}")
+
+
+def _reused(result: Mapping[str, Any]) -> str:
+    parts = [f"{size(count)} of {file}" for file, count in result.get("continued", {}).items()]
+    return ", ".join([*result.get("resumed", []), *parts])
 
 
 def _next(then: str, common: StageOptions) -> str:
