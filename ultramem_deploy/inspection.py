@@ -17,6 +17,7 @@ from .planning import parameter_counts
 from .spec import MemoryLayerSpec, ModelSpec
 
 ONNX_NAME = "model.onnx"
+DELTA_NAME = "delta.json"
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,12 @@ def inspect(path: str | Path) -> dict[str, Any]:
     """Describe the model at `path`: canonical checkpoint, exported bundle, Hugging Face directory or GGUF file.
 
     dtype is that of most dense weights, table_dtype that of most table rows (None without tables); bytes count the
-    tensors as stored. Raises InputError or ConfigError for what is no such model, or a damaged one.
+    tensors as stored. Of a delta: family, stage, bytes, files, the changed tensors and the lineage alone. Raises
+    InputError or ConfigError for what is no such model, or a damaged one.
     """
     where = Path(path)
+    if (where / DELTA_NAME).is_file():
+        return describe_delta(where)
     source = open_source(where)
     plan = choose_importer(source).plan(source)
     tensors = _stored(source, plan)
@@ -57,6 +61,25 @@ def inspect(path: str | Path) -> dict[str, Any]:
     if (where / ONNX_NAME).is_file():
         description["onnx"] = describe_onnx(where / ONNX_NAME)
     return description
+
+
+def describe_delta(where: Path) -> dict[str, Any]:
+    """What `diff` wrote: `changes` as it listed them, and the stages behind both sides."""
+    from .converters.delta.stage import read_delta
+
+    changes = {name: {k: entry[k] for k in ("kind", "rows")} for name, entry in read_delta(where)["tensors"].items()}
+    files = sorted(where.glob("*.safetensors"))
+    return {
+        "family": "delta",
+        "stage": "diff",
+        "bytes": sum(file.stat().st_size for file in files),
+        "tensors": len(changes),
+        "files": [{"name": file.name, "bytes": file.stat().st_size} for file in files],
+        "changes": changes,
+        "memory_layers": [],
+        "warnings": [],
+        "lineage": _lineage(read_provenance(where)),
+    }
 
 
 def memory_layer(layer: MemoryLayerSpec, spec: ModelSpec) -> dict[str, Any]:

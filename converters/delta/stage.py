@@ -35,7 +35,7 @@ def diff_checkpoints(
         "tensors": {c.name: _described(c) for c in changes},
     }
     if out is not None:
-        summary["delta_bytes"] = _write_delta(base, changed, out, changes, two, overwrite)
+        summary |= _write_delta(base, changed, out, changes, two, overwrite)
     return summary
 
 
@@ -46,7 +46,7 @@ def _described(change: Change) -> dict[str, Any]:
 
 def _write_delta(
     base: Path, changed: Path, out: Path, changes: list[Change], source: Checkpoint, overwrite: bool
-) -> int:
+) -> dict[str, Any]:
     tasks = [task for change in changes for task in _delta_tasks(change, source)]
     entries = {c.name: _described(c) | {"base_sha256": c.base_sha256} for c in changes}
     records = [source_record(base), source_record(changed)]
@@ -57,7 +57,7 @@ def _write_delta(
             config = ModelSpec.load(changed).to_config()
             stage.write_json(DESCRIPTION, {"format": FORMAT, "config": config, "tensors": entries})
             stage.receipt = {"tensors": len(changes)}
-    return sum(task.nbytes for task in tasks)
+    return {"delta_bytes": sum(task.nbytes for task in tasks)} | stage.notes
 
 
 def _delta_tasks(change: Change, source: Checkpoint) -> list[TensorTask]:
@@ -92,7 +92,7 @@ def patch_checkpoint(
 
     Shards that hold no changed tensor are linked. Raises InputError where `delta` is none, or belongs to another base.
     """
-    description = _read_delta(delta)
+    description = read_delta(delta)
     source = Checkpoint.open(base)
     entries: dict[str, dict[str, Any]] = description["tensors"]
     spec = ModelSpec.from_config(description["config"], f"{delta.name}/{DESCRIPTION}")
@@ -112,7 +112,8 @@ def patch_checkpoint(
     return stage.receipt | {"up_to_date": stage.up_to_date} | stage.notes
 
 
-def _read_delta(delta: Path) -> dict[str, Any]:
+def read_delta(delta: Path) -> dict[str, Any]:
+    """`delta.json`: format, config and tensors {name: {kind, rows, …}}. Raises InputError for what is no delta."""
     description = read_json(delta / DESCRIPTION)
     if description.get("format") != FORMAT or not isinstance(description.get("tensors"), dict):
         raise InputError(
