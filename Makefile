@@ -5,10 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help env demo test test-long lint format plugins bench clean
+.PHONY: help env demo test test-long lint format plugins check-tensorrt cpp check-cpp bench clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 env: $(STAMP) ## make .venv with an editable install
 
@@ -34,17 +34,34 @@ lint: env ## formatting, linting and types, Python and C++
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/python -m mypy
-	git ls-files 'plugins/*.h' 'plugins/*.cpp' 'plugins/*.cu' 'plugins/*.cuh' | xargs -r $(BIN)/clang-format --dry-run --Werror
+	git ls-files 'plugins/*.h' 'plugins/*.hpp' 'plugins/*.cpp' 'plugins/*.cu' 'plugins/*.cuh' | xargs -r $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/python -m ultramem_deploy.ops.render --check
 
 format: env ## rewrite Python and C++ in the project's style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	git ls-files 'plugins/*.h' 'plugins/*.cpp' 'plugins/*.cu' 'plugins/*.cuh' | xargs -r $(BIN)/clang-format -i
+	git ls-files 'plugins/*.h' 'plugins/*.hpp' 'plugins/*.cpp' 'plugins/*.cu' 'plugins/*.cuh' | xargs -r $(BIN)/clang-format -i
 
-plugins: env ## build the native library in build/native, warnings as errors
-	$(BIN)/cmake -S . -B build/native -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
+plugins: env ## build all native code that the machine's tools allow in build/native, warnings as errors
+	$(BIN)/cmake -S . -B build/native -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+		-DPython_EXECUTABLE=$(abspath $(BIN))/python
 	$(BIN)/cmake --build build/native
+
+check-tensorrt: plugins ## the TensorRT plugins without a GPU: registry, harness, register spills; JSON on the last line
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		tensorrt-lean-cu13-libs tensorrt-lean-cu13-bindings
+	@$(BIN)/python -m tools.check_tensorrt
+
+cpp: env ## the C++ library and its example programs, in build/cpp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpp]'
+	$(BIN)/cmake -S . -B build/cpp-build -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+		-DULTRAMEM_RUNTIME=ON -DPython3_EXECUTABLE=$(abspath $(BIN))/python \
+		-DCMAKE_INSTALL_PREFIX=$(abspath build/cpp) -DCMAKE_INSTALL_LIBDIR=lib
+	$(BIN)/cmake --build build/cpp-build
+	$(BIN)/cmake --install build/cpp-build --component runtime
+
+check-cpp: cpp ## the tests of the C++ library: the same tokens everywhere, every error
+	ULTRAMEM_CPP=$(abspath build/cpp) $(BIN)/python -m pytest tests/cpp
 
 bench: env ## every benchmark, tables on the terminal
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'

@@ -7,7 +7,6 @@ import math
 import struct
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,14 +75,26 @@ def _write_hole(file: Path, shapes: dict[str, tuple[int, ...]], dtype: str) -> i
     return end
 
 
+PLAN_AND_COUNT = """
+import sys
+from pathlib import Path
+from ultramem_deploy.cli import main
+try:
+    main(["plan", sys.argv[1], "--json"])
+finally:
+    counters = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    print(counters["rchar"], file=sys.stderr)
+"""
+
+
 @pytest.mark.parametrize("shards", [1, 300])
-def test_a_hundred_gigabytes_plan_in_two_seconds(tmp_path: Path, shards: int) -> None:
+def test_a_hundred_gigabytes_plan_from_headers_alone(tmp_path: Path, shards: int) -> None:
     spec = large(layers=7)
     assert write_headers(tmp_path / "model", spec, "F32", shards) > 100 * GB
-    start = time.monotonic()
-    command = [sys.executable, "-m", "ultramem_deploy", "plan", str(tmp_path / "model"), "--json"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
-    assert time.monotonic() - start < 2
+    command = [sys.executable, "-c", PLAN_AND_COUNT, str(tmp_path / "model")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    # Python's own modules are most of what is read.
+    assert int(result.stderr) < 64 << 20
     found = json.loads(result.stdout)
     assert len(found["layers"]) == 7 and [s["stage"] for s in found["stages"]] == ["fold", "export"]
 
@@ -157,9 +168,7 @@ def test_stages_share_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_calibration_is_kept_and_used(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
     model = written(b.V1)
-    start = time.monotonic()
     found = plan(model, calibrate=True)
-    assert time.monotonic() - start < 10
     assert found["profile"]["source"] == "measured"
     assert all(rate > 0 for name, rate in found["profile"].items() if name.endswith("_second"))
     assert machine_profile.profile_path().is_file() and not list(model.parent.glob("calibrate-*"))

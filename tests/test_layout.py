@@ -14,7 +14,7 @@ from tests.model.test_memory import KINDS
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.layout import TensorSpec, tensor_layout
 from ultramem_deploy.model import UltraMemModel, load
-from ultramem_deploy.spec import DecoderSpec, ModelSpec, NormSpec
+from ultramem_deploy.spec import DecoderSpec, ExpertsSpec, LatentSpec, ModelSpec, NormSpec
 
 DECODERS = {
     "plain": b.DECODER,
@@ -25,6 +25,10 @@ DECODERS = {
     "a block without FFN, norms after": b.decoder(ffn_widths=(20, 0), norm_position="post", mlp_bias=True),
     "norm of heads": b.decoder(qk_norm="head"),
     "norm of projections, after": b.decoder(qk_norm="projection", norm_position="post"),
+    "latent attention": b.decoder(num_kv_heads=4, latent=LatentSpec(12, 6, 10, 1e-6, 11), qkv_bias=True),
+    "norms around": b.decoder(norm_position="both", norm=NormSpec("rms", 1e-5, unit_offset=True)),
+    "norms around, no FFN": b.decoder(norm_position="both", ffn_widths=(0, 20)),
+    "experts": b.decoder(experts=ExpertsSpec((1,), 4, 2, 12, selection_bias=True, shared_width=6, shared_gate=True)),
     "norms without weights": b.decoder(norm=NormSpec("layer", 1e-5, affine=False)),
     "norms with bias": b.decoder(norm=NormSpec("layer", 1e-5, bias=True), qk_norm="head"),
 }

@@ -121,7 +121,7 @@ def test_a_shared_table_is_named() -> None:
 
 REFUSED = {
     "no shuffle": (changed(b.V1, shuffle=False), "shuffle", "layer 0 has no shuffle; choose --mode auto or keys"),
-    "one matrix": (b.PLUS, "rank1", "layer 0 already reads one key matrix a side; start"),
+    "one matrix": (b.PLUS, "rank1", "layer 0 already reads one key matrix a side; nothing"),
     "no key norm": (changed(b.V1, key_norm=None), "keys", "layer 0 has no key norm; choose another"),
     "gate": (b.PLUS, "expand", "layer 0 .memory_plus. cannot be expanded"),
     "dense": (b.PLAIN, "auto", "has no memory layers; upcycle it"),

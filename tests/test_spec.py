@@ -77,7 +77,7 @@ def test_every_wrong_type_is_reported_at_once() -> None:
 def test_later_fields_have_defaults() -> None:
     """A description from before they existed reads as it did."""
     old = config()
-    later = {"decoder": ["ffn_widths", "lm_head_bias"], "memory": _LATER}
+    later = {"decoder": _LATER_DECODER, "memory": _LATER}
     for layer in old["memory"]:
         for name in later["memory"]:
             del layer[name]
@@ -92,18 +92,53 @@ def test_ffn_widths() -> None:
     assert "decoder.lm_head_bias: tied embeddings have no output projection to add a bias to" in found
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"layers": []}, "layers: expected distinct blocks, found []"),
+        ({"layers": [1, 1]}, "layers: expected distinct blocks, found [1, 1]"),
+        ({"top_k": 9}, "top_k: 9 exceeds 8 experts"),
+        ({"top_k": 3, "groups": 4}, "top_k: 3 exceeds 2 experts"),
+        ({"groups": 3}, "groups: 1 of 3 groups of 8 experts cannot be"),
+        ({"groups": 2, "top_groups": 3}, "groups: 3 of 2 groups of 8 experts cannot be"),
+        ({"groups": 8}, "groups: a group needs 2 experts, found 1"),
+        ({"width": 0}, "width: must be positive, found 0"),
+        ({"shared_gate": True}, "shared_width: a shared gate needs a shared FFN, found 0"),
+    ],
+)
+def test_mixtures_of_experts(changes: dict[str, Any], expected: str) -> None:
+    assert problems(config(decoder__experts=EXPERTS | changes)) == [f"decoder.experts.{expected}"]
+
+
+def test_yarn_needs_its_range() -> None:
+    found = problems(config(decoder__rope={"theta": 1e4, "scaling": "yarn", "beta_slow": 40.0}))
+    assert "decoder.rope.original_max_positions: must be positive, found 0" in found
+    assert "decoder.rope.beta_fast: must exceed beta_slow (40.0), found 32.0" in found
+
+
 @pytest.mark.parametrize("key", ["surprise", "decoder__rope__base", "memory__1__shufle"])
 def test_unknown_keys(key: str) -> None:
     assert problems(config(**{key: 1})) == [f"{key.replace('__', '.')}: unknown key"]
 
 
+_LATER_DECODER = [
+    "ffn_widths", "lm_head_bias", "sliding_rope", "attention_scale", "embedding_scale", "latent", "experts",
+]  # fmt: skip
 _LATER = ["empty_slot", "query_bias", "output_bias", "output_gate_bias", "token_gate", "rank_one_keys"]
+LATENT = {"kv_rank": 8, "rope_dim": 6, "value_dim": 10, "norm_eps": 1e-6}
+EXPERTS = {"layers": [0], "count": 8, "top_k": 2, "width": 12}
 SPARE = {"rows": 1, "value_width": 1}
 RULES: dict[str, tuple[Any, str]] = {
     "decoder__hidden_size": (0, "decoder.hidden_size: must be positive, found 0"),
     "decoder__num_kv_heads": (3, "decoder.num_kv_heads: must divide num_heads (4), found 3"),
     "decoder__head_dim": (15, "decoder.head_dim: rotary positions need an even size, found 15"),
     "decoder__ffn_widths": ([48], "decoder.ffn_widths: expected 2 numbers or none, found 1"),
+    "decoder__latent": (
+        LATENT | {"rope_dim": 20},
+        "decoder.latent.rope_dim: expected an even number up to 16, found 20",
+    ),
+    "decoder__experts": (EXPERTS | {"layers": [2]}, "decoder.experts.layers: block 2 outside 0..1"),
+    "decoder__attention_scale": (0.0, "decoder.attention_scale: must be positive, found 0.0"),
     "decoder__clip_qkv": (-1.0, "decoder.clip_qkv: must be positive, found -1.0"),
     "decoder__sliding_layers": ([0], "decoder.sliding_layers: given without sliding_window"),
     "decoder__norm__eps": (float("nan"), "decoder.norm.eps: must be positive, found nan"),

@@ -15,7 +15,20 @@ if TYPE_CHECKING:
     from .errors import CheckFailed, ConfigError, InputError, UltraMemError
     from .inspection import inspect
     from .model.loading import load
-    from .pipeline import convert, diff, export, fold, generate, heal, patch, plan, upcycle, verify
+    from .pipeline import (
+        bundle,
+        check_bundle,
+        convert,
+        diff,
+        export,
+        fold,
+        generate,
+        heal,
+        patch,
+        plan,
+        upcycle,
+        verify,
+    )
     from .spec import ModelSpec
 
 _WHERE = {
@@ -24,6 +37,8 @@ _WHERE = {
     "InputError": "errors",
     "ModelSpec": "spec",
     "UltraMemError": "errors",
+    "bundle": "pipeline",
+    "check_bundle": "pipeline",
     "convert": "pipeline",
     "diff": "pipeline",
     "export": "pipeline",
@@ -44,6 +59,8 @@ __all__ = [
     "InputError",
     "ModelSpec",
     "UltraMemError",
+    "bundle",
+    "check_bundle",
     "convert",
     "diff",
     "export",

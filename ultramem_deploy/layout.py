@@ -6,12 +6,14 @@ rewritten. Memory layers are `memory.{i}.*`; value tables, which layers may shar
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Literal
 
-from .spec import DecoderSpec, MemoryLayerSpec, ModelSpec, NormSpec
+from .spec import DecoderSpec, ExpertsSpec, LatentSpec, MemoryLayerSpec, ModelSpec, NormSpec
 
 Role = Literal["dense", "memory", "table", "buffer"]
+SELECTION_BIAS = "e_score_correction_bias"
+"""A router's bias that chooses experts and does not weigh them; kept as stored, since ties hang on its last bits."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class TensorSpec:
 
 def tensor_layout(spec: ModelSpec) -> dict[str, TensorSpec]:
     """Every tensor that the checkpoint of `spec` must hold, by name."""
-    layout = {name: TensorSpec(shape, "dense") for name, shape in decoder_shapes(spec.decoder).items()}
+    layout = {name: TensorSpec(shape, _role(name)) for name, shape in decoder_shapes(spec.decoder).items()}
     for index, layer in enumerate(spec.memory):
         layout |= {f"memory.{index}.{n}": t for n, t in memory_layout(layer, spec).items()}
     for name, table in spec.tables.items():
@@ -32,6 +34,10 @@ def tensor_layout(spec: ModelSpec) -> dict[str, TensorSpec]:
         if table.pre_value_width:
             layout[f"tables.{name}.pre_values"] = TensorSpec((table.rows, table.pre_value_width), "table")
     return layout
+
+
+def _role(name: str) -> Role:
+    return "buffer" if name.endswith(SELECTION_BIAS) else "dense"
 
 
 def decoder_shapes(d: DecoderSpec) -> dict[str, tuple[int, ...]]:
@@ -46,21 +52,22 @@ def decoder_shapes(d: DecoderSpec) -> dict[str, tuple[int, ...]]:
 
 
 def _block_shapes(d: DecoderSpec, block: int) -> dict[str, tuple[int, ...]]:
+    shapes = _latent_shapes(d, d.latent) if d.latent else _attention_shapes(d)
+    if d.experts and d.has_experts(block):
+        shapes |= _experts_shapes(d, d.experts)
+    elif d.has_ffn(block):
+        shapes |= _ffn_shapes("mlp", d, d.ffn_width(block))
+    for name in block_norm_names(d, block):
+        shapes |= _norm_shapes(name, d.norm, d.hidden_size)
+    return shapes
+
+
+def _attention_shapes(d: DecoderSpec) -> dict[str, tuple[int, ...]]:
     q_size, kv_size = d.num_heads * d.head_dim, d.num_kv_heads * d.head_dim
     shapes: dict[str, tuple[int, ...]] = {}
     for name, out in (("q", q_size), ("k", kv_size), ("v", kv_size)):
         shapes |= _linear_shapes(f"self_attn.{name}_proj", out, d.hidden_size, d.qkv_bias)
     shapes |= _linear_shapes("self_attn.o_proj", d.hidden_size, q_size, d.attention_output_bias)
-    width = d.ffn_width(block)
-    if width:
-        for name in ("gate", "up"):
-            shapes |= _linear_shapes(f"mlp.{name}_proj", width, d.hidden_size, d.mlp_bias)
-        shapes |= _linear_shapes("mlp.down_proj", d.hidden_size, width, d.mlp_bias)
-    attention_norm, ffn_norm = block_norm_names(d)
-    shapes |= _norm_shapes(attention_norm, d.norm, d.hidden_size)
-    # A norm before the FFN makes what a memory layer reads, FFN or none; one behind it has nothing to norm.
-    if width or d.norm_position == "pre":
-        shapes |= _norm_shapes(ffn_norm, d.norm, d.hidden_size)
     if d.qk_norm != "none":
         per_head = d.qk_norm == "head"
         shapes |= _norm_shapes("self_attn.q_norm", d.norm, d.head_dim if per_head else q_size)
@@ -68,11 +75,67 @@ def _block_shapes(d: DecoderSpec, block: int) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def block_norm_names(d: DecoderSpec) -> tuple[str, str]:
-    """The names of a block's attention and FFN norms, as Hugging Face has them for each placement."""
+def _latent_shapes(d: DecoderSpec, latent: LatentSpec) -> dict[str, tuple[int, ...]]:
+    hidden, q_size = d.hidden_size, d.num_heads * d.head_dim
+    expanded = d.num_heads * (d.head_dim - latent.rope_dim + latent.value_dim)
+    if latent.query_rank is None:
+        shapes = _linear_shapes("self_attn.q_proj", q_size, hidden, False)
+    else:
+        shapes = _linear_shapes("self_attn.q_a_proj", latent.query_rank, hidden, d.qkv_bias)
+        shapes |= {"self_attn.q_a_layernorm.weight": (latent.query_rank,)}
+        shapes |= _linear_shapes("self_attn.q_b_proj", q_size, latent.query_rank, False)
+    shapes |= _linear_shapes("self_attn.kv_a_proj_with_mqa", latent.kv_rank + latent.rope_dim, hidden, d.qkv_bias)
+    shapes |= {"self_attn.kv_a_layernorm.weight": (latent.kv_rank,)}
+    shapes |= _linear_shapes("self_attn.kv_b_proj", expanded, latent.kv_rank, False)
+    output = _linear_shapes("self_attn.o_proj", hidden, d.num_heads * latent.value_dim, d.attention_output_bias)
+    return shapes | output
+
+
+def _ffn_shapes(name: str, d: DecoderSpec, width: int) -> dict[str, tuple[int, ...]]:
+    shapes = _linear_shapes(f"{name}.gate_proj", width, d.hidden_size, d.mlp_bias)
+    shapes |= _linear_shapes(f"{name}.up_proj", width, d.hidden_size, d.mlp_bias)
+    return shapes | _linear_shapes(f"{name}.down_proj", d.hidden_size, width, d.mlp_bias)
+
+
+def _experts_shapes(d: DecoderSpec, experts: ExpertsSpec) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {"mlp.gate.weight": (experts.count, d.hidden_size)}
+    if experts.selection_bias:
+        shapes[f"mlp.gate.{SELECTION_BIAS}"] = (experts.count,)
+    for expert in range(experts.count):
+        shapes |= _ffn_shapes(f"mlp.experts.{expert}", d, experts.width)
+    if experts.shared_width:
+        shapes |= _ffn_shapes("mlp.shared_expert", d, experts.shared_width)
+    if experts.shared_gate:
+        shapes["mlp.shared_expert_gate.weight"] = (1, d.hidden_size)
+    return shapes
+
+
+@dataclass(frozen=True)
+class BlockNorms:
+    """Names of the norms before and after attention and FFN, None where there is none."""
+
+    attention_input: str | None
+    attention_output: str | None
+    ffn_input: str | None
+    ffn_output: str | None
+
+
+def block_norms(d: DecoderSpec, block: int) -> BlockNorms:
+    """The norms of a block, named as Hugging Face names them for each placement.
+
+    A norm before the FFN makes what a memory layer reads, FFN or none; one behind it has nothing to norm without it.
+    """
+    behind = "post_feedforward_layernorm" if d.has_ffn(block) else None
     if d.norm_position == "pre":
-        return ("input_layernorm", "post_attention_layernorm")
-    return ("post_attention_layernorm", "post_feedforward_layernorm")
+        return BlockNorms("input_layernorm", None, "post_attention_layernorm", None)
+    if d.norm_position == "post":
+        return BlockNorms(None, "post_attention_layernorm", None, behind)
+    return BlockNorms("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", behind)
+
+
+def block_norm_names(d: DecoderSpec, block: int) -> tuple[str, ...]:
+    """The names of a block's norms, attention's first."""
+    return tuple(name for name in astuple(block_norms(d, block)) if name)
 
 
 def memory_layout(layer: MemoryLayerSpec, spec: ModelSpec) -> dict[str, TensorSpec]:

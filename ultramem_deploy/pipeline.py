@@ -139,6 +139,32 @@ def export(
     )  # fmt: skip
 
 
+def bundle(
+    src: str | Path,
+    out: str | Path,
+    *,
+    runtime: str = "onnxruntime",
+    with_plugins: bool = False,
+    overwrite: bool = False,
+    copy: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Exported model -> bundle for C++ programs and ONNX Runtime GenAI; see `converters.bundle.make_bundle`."""
+    from .converters.bundle import make_bundle
+
+    return make_bundle(
+        Path(src), Path(out), runtime=runtime, with_plugins=with_plugins, overwrite=overwrite, copy=copy,
+        progress=progress,
+    )  # fmt: skip
+
+
+def check_bundle(bundle: str | Path, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Verify a bundle's hashes, versions and paths; raises CheckFailed with the first thing that is wrong."""
+    from .converters.bundle import check_bundle as check
+
+    return check(Path(bundle), progress=progress)
+
+
 def plan(
     src: str | Path,
     *,

@@ -35,20 +35,73 @@ class NormSpec:
     eps: float
     affine: bool = True
     bias: bool = False
+    unit_offset: bool = False
 
     __pydantic_config__ = _STRICT
 
 
 @dataclass(frozen=True)
 class RopeSpec:
-    """Rotary positions, rotating halves. `scaling` other than "none" uses the fields below it."""
+    """Rotary positions, rotating halves, or neighbours where `interleaved`.
+
+    `scaling` other than "none" uses the fields below it: "llama3" its piecewise blend of frequencies, "yarn" the ramp
+    between `beta_fast` and `beta_slow` rotations (arXiv 2309.00071), whose cosines and sines are multiplied by
+    `attention_factor`.
+    """
 
     theta: float
-    scaling: Literal["none", "linear", "llama3"] = "none"
+    scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 1.0
     original_max_positions: int = 0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 1.0
+    truncate: bool = True
+    interleaved: bool = False
+
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True)
+class LatentSpec:
+    """Multi-head latent attention (DeepSeek-V3): keys and values are expanded from `kv_rank` numbers a token.
+
+    A head's query and key are `head_dim - rope_dim` plain entries, then `rope_dim` rotated ones; the rotated part of
+    the key is shared by all heads. `query_rank` is None where queries are projected directly.
+    """
+
+    kv_rank: int
+    rope_dim: int
+    value_dim: int
+    norm_eps: float
+    query_rank: int | None = None
+
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True)
+class ExpertsSpec:
+    """A mixture of experts that stands for the FFN of the blocks `layers`: `top_k` of `count` FFNs of `width` a token.
+
+    The router's scores pass a softmax or a sigmoid. Experts are chosen by score, plus a bias where `selection_bias`,
+    from the `top_groups` of `groups` whose two best are largest; `normalise` makes the weights kept sum to 1, `scale`
+    multiplies them. A dense FFN of `shared_width` runs beside them, behind a sigmoid gate where `shared_gate`.
+    """
+
+    layers: tuple[int, ...]
+    count: int
+    top_k: int
+    width: int
+    scoring: Literal["softmax", "sigmoid"] = "softmax"
+    normalise: bool = False
+    scale: float = 1.0
+    groups: int = 1
+    top_groups: int = 1
+    selection_bias: bool = False
+    shared_width: int = 0
+    shared_gate: bool = False
 
     __pydantic_config__ = _STRICT
 
@@ -57,6 +110,7 @@ class RopeSpec:
 class DecoderSpec:
     """A decoder-only transformer with gated FFNs. `vocab_size` counts embedding rows, hence logit columns.
 
+    `sliding_rope` replaces `rope` in sliding layers; `attention_scale` replaces 1/sqrt(head_dim).
     `ffn_widths` gives each block's FFN width where they differ: 0 is a block without one, and without the norm behind
     it where norms stand after. Empty: `intermediate_size` everywhere.
     """
@@ -71,7 +125,7 @@ class DecoderSpec:
     max_positions: int
     norm: NormSpec
     rope: RopeSpec
-    norm_position: Literal["pre", "post"] = "pre"
+    norm_position: Literal["pre", "post", "both"] = "pre"
     qk_norm: Literal["none", "head", "projection"] = "none"
     activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
     qkv_bias: bool = False
@@ -80,15 +134,45 @@ class DecoderSpec:
     clip_qkv: float | None = None
     sliding_window: int | None = None
     sliding_layers: tuple[int, ...] = ()
+    sliding_rope: RopeSpec | None = None
+    attention_scale: float | None = None
+    embedding_scale: float | None = None
     tie_embeddings: bool = False
+    latent: LatentSpec | None = None
+    experts: ExpertsSpec | None = None
     ffn_widths: tuple[int, ...] = ()
     lm_head_bias: bool = False
 
     __pydantic_config__ = _STRICT
 
+    @property
+    def value_dim(self) -> int:
+        """Width of one head's value."""
+        return self.latent.value_dim if self.latent else self.head_dim
+
+    @property
+    def rotated_dim(self) -> int:
+        """How many entries of a head's query and key carry the position."""
+        return self.latent.rope_dim if self.latent else self.head_dim
+
+    @property
+    def score_scale(self) -> float:
+        """What a query-key product is multiplied by."""
+        return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
+
     def ffn_width(self, block: int) -> int:
-        """Inner width of a block's FFN; 0 where it has none."""
+        """Inner width of a block's dense FFN; 0 where it has none."""
+        if self.has_experts(block):
+            return 0
         return self.ffn_widths[block] if self.ffn_widths else self.intermediate_size
+
+    def has_experts(self, block: int) -> bool:
+        """Whether a mixture of experts stands for this block's FFN."""
+        return self.experts is not None and block in self.experts.layers
+
+    def has_ffn(self, block: int) -> bool:
+        """Whether a block has an FFN, dense or a mixture."""
+        return self.has_experts(block) or self.ffn_width(block) > 0
 
 
 @dataclass(frozen=True)

@@ -39,10 +39,13 @@ def _not_positive(values: Mapping[str, float | None], prefix: str = "") -> list[
 def _decoder_problems(d: DecoderSpec) -> list[str]:
     names = (
         "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size",
-        "max_positions", "clip_qkv", "sliding_window",
+        "max_positions", "clip_qkv", "sliding_window", "attention_scale", "embedding_scale",
     )  # fmt: skip
     problems = _not_positive({name: getattr(d, name) for name in names}, "decoder.")
-    problems += _norm_problems("decoder.norm", d.norm) + _rope_problems(d.rope) + _ffn_problems(d)
+    problems += _norm_problems("decoder.norm", d.norm) + _rope_problems("decoder.rope", d.rope)
+    if d.sliding_rope:
+        problems += _rope_problems("decoder.sliding_rope", d.sliding_rope)
+    problems += _latent_problems(d) + _experts_problems(d) + _ffn_problems(d)
     if d.num_kv_heads > 0 and d.num_heads % d.num_kv_heads:
         problems.append(f"decoder.num_kv_heads: must divide num_heads ({d.num_heads}), found {d.num_kv_heads}")
     if d.head_dim % 2:
@@ -67,22 +70,66 @@ def _ffn_problems(d: DecoderSpec) -> list[str]:
 
 
 def _norm_problems(where: str, norm: NormSpec | None) -> list[str]:
-    return _not_positive({f"{where}.eps": norm.eps}) if norm else []
+    if norm is None:
+        return []
+    problems = _not_positive({f"{where}.eps": norm.eps})
+    if norm.unit_offset and (norm.kind != "rms" or norm.bias or not norm.affine):
+        problems.append(f"{where}.unit_offset: goes with an RMS norm that has a weight and no bias")
+    return problems
 
 
-def _rope_problems(rope: RopeSpec) -> list[str]:
+def _rope_problems(where: str, rope: RopeSpec) -> list[str]:
     used: dict[str, float] = {"theta": rope.theta}
     if rope.scaling != "none":
         used["factor"] = rope.factor
-    if rope.scaling != "llama3":
-        return _not_positive(used, "decoder.rope.")
-    used |= {n: getattr(rope, n) for n in ("low_freq_factor", "high_freq_factor", "original_max_positions")}
-    problems = _not_positive(used, "decoder.rope.")
-    if not rope.low_freq_factor < rope.high_freq_factor:
+    pair = {"llama3": ("low_freq_factor", "high_freq_factor"), "yarn": ("beta_slow", "beta_fast")}.get(rope.scaling)
+    if pair is None:
+        return _not_positive(used, f"{where}.")
+    more = ("attention_factor",) if rope.scaling == "yarn" else ()
+    used |= {name: getattr(rope, name) for name in (*pair, *more, "original_max_positions")}
+    problems = _not_positive(used, f"{where}.")
+    low, high = (getattr(rope, name) for name in pair)
+    if not low < high:
+        problems.append(f"{where}.{pair[1]}: must exceed {pair[0]} ({low}), found {high}")
+    return problems
+
+
+def _latent_problems(d: DecoderSpec) -> list[str]:
+    if d.latent is None:
+        return []
+    names = ("kv_rank", "rope_dim", "value_dim", "norm_eps", "query_rank")
+    problems = _not_positive({name: getattr(d.latent, name) for name in names}, "decoder.latent.")
+    if d.latent.rope_dim % 2 or d.latent.rope_dim > d.head_dim:
         problems.append(
-            f"decoder.rope.high_freq_factor: must exceed low_freq_factor ({rope.low_freq_factor}), "
-            f"found {rope.high_freq_factor}"
+            f"decoder.latent.rope_dim: expected an even number up to {d.head_dim}, found {d.latent.rope_dim}"
         )
+    if d.num_kv_heads != d.num_heads:
+        problems.append(f"decoder.num_kv_heads: latent attention has {d.num_heads}, found {d.num_kv_heads}")
+    if d.qk_norm != "none" or d.clip_qkv is not None:
+        problems.append("decoder.latent: goes with neither qk_norm nor clip_qkv")
+    return problems
+
+
+def _experts_problems(d: DecoderSpec) -> list[str]:
+    e = d.experts
+    if e is None:
+        return []
+    names = ("count", "top_k", "width", "scale", "groups", "top_groups")
+    problems = _not_positive({name: getattr(e, name) for name in names}, "decoder.experts.")
+    if problems:
+        return problems
+    outside = [i for i in e.layers if not 0 <= i < d.num_layers]
+    problems += [f"decoder.experts.layers: block {i} outside 0..{d.num_layers - 1}" for i in outside]
+    if not e.layers or len(set(e.layers)) != len(e.layers):
+        problems.append(f"decoder.experts.layers: expected distinct blocks, found {list(e.layers)}")
+    if e.count % e.groups or e.top_groups > e.groups:
+        problems.append(f"decoder.experts.groups: {e.top_groups} of {e.groups} groups of {e.count} experts cannot be")
+    elif e.groups > 1 and e.count // e.groups < 2:
+        problems.append(f"decoder.experts.groups: a group needs 2 experts, found {e.count // e.groups}")
+    elif e.top_k > e.count // e.groups * e.top_groups:
+        problems.append(f"decoder.experts.top_k: {e.top_k} exceeds {e.count // e.groups * e.top_groups} experts")
+    if e.shared_width < 0 or (e.shared_gate and not e.shared_width):
+        problems.append(f"decoder.experts.shared_width: a shared gate needs a shared FFN, found {e.shared_width}")
     return problems
 
 

@@ -36,7 +36,7 @@ class OfficialTensors:
     def __init__(self, spec: ModelSpec, model: Official, source: Checkpoint) -> None:
         self.spec, self.model, self.source = spec, model, source
         self.warnings: list[str] = []
-        attention, mlp = block_norm_names(decoder_spec(model))
+        attention, mlp = block_norm_names(decoder_spec(model), 0)
         self.block_names = {
             "attn_norm": attention,
             "ff_norm": mlp,

@@ -80,7 +80,7 @@ def next_token_loss(model: UltraMemModel, ids: torch.Tensor) -> torch.Tensor:
     first = min(layer.read_block for layer in model.spec.memory)
     context = model.context(ids)
     with torch.no_grad():
-        x = model.blocks(model.model.embed_tokens(ids), context, 0, first)
+        x = model.blocks(model.embed(ids), context, 0, first)
     x = model.blocks(x, context, first, len(model.model.layers))
     logits = model.head(x[:, :-1])
     return F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())

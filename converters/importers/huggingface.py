@@ -13,11 +13,12 @@ from ultramem_deploy.checkpoint import Checkpoint
 from ultramem_deploy.checkpoint.header import shown
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.layout import decoder_shapes
-from ultramem_deploy.spec import DecoderSpec, ModelSpec, NormSpec, model_problems, read_json
+from ultramem_deploy.spec import DecoderSpec, ModelSpec, NormSpec, RopeSpec, model_problems, read_json
 
-from .base import Importer, ImportPlan, Source, SourceTensor, described
+from .base import Importer, ImportPlan, Source, described
 from .companions import GENERATION_CONFIG, find_companions
 from .config_reader import ConfigReader, Key
+from .experts import split_experts
 from .known_keys import ACTIVATIONS, FIXED_KEYS, IGNORED_KEYS
 from .matching import NameMap, match_tensors
 from .rope_config import read_rope
@@ -63,6 +64,7 @@ class HuggingFaceImporter(Importer):
     fixed: Mapping[str, Collection[Any]] = field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
     names: NameMap = field(default_factory=NameMap)
+    activation_key: str = "hidden_act"
 
     @property
     def recognises(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -91,10 +93,11 @@ class HuggingFaceImporter(Importer):
         checkpoint = source.checkpoint
         _check_dtypes(checkpoint)
         wanted = decoder_shapes(spec.decoder)
-        ignorable = [*_IGNORABLE, *_spare_head(reader, checkpoint, spec.decoder.tie_embeddings)]
-        held = {name: info.shape for name, info in checkpoint.tensors.items()}
-        pairs = match_tensors(str(source.path), wanted, held, self.names, ignorable)
-        tensors = {ours: SourceTensor.of(checkpoint, theirs) for ours, theirs in pairs.items()}
+        ignorable = [*_IGNORABLE, *self.ignorable(spec), *_spare_head(reader, checkpoint, spec.decoder.tie_embeddings)]
+        held = split_experts(checkpoint, self.names)
+        shapes = {name: tensor.shape for name, tensor in held.items()}
+        pairs = match_tensors(str(source.path), wanted, shapes, self.names, ignorable)
+        tensors = {ours: held[theirs] for ours, theirs in pairs.items()}
         return ImportPlan(self.family, spec, tensors, reader.warnings, find_companions(source.directory))
 
     def _spec(self, reader: ConfigReader, source: Source) -> ModelSpec:
@@ -102,7 +105,8 @@ class HuggingFaceImporter(Importer):
         generation = source.directory / GENERATION_CONFIG
         more = read_json(generation) if generation.is_file() else {}
         tokens = read_tokens(reader, more, decoder.vocab_size)
-        reader.fixed({**FIXED_KEYS, **self.fixed})
+        fixed = {**FIXED_KEYS, **self.fixed}
+        reader.fixed({key: values for key, values in fixed.items() if key not in self.config_map})
         spec = ModelSpec(decoder, tokens=tokens, source_family=self.family)
         derived = [] if reader.failed else model_problems(spec)
         reader.finish(IGNORED_KEYS | self.ignored, derived)
@@ -115,10 +119,18 @@ class HuggingFaceImporter(Importer):
             fields["norm"] = NormSpec("rms", fields.pop("norm_eps"))
         fields["num_kv_heads"] = fields["num_kv_heads"] or fields["num_heads"]
         fields["head_dim"] = fields["head_dim"] or _head_dim(reader, fields["hidden_size"], fields["num_heads"])
-        fields["rope"] = read_rope(reader, fields["max_positions"])
-        fields["activation"] = _activation(reader)
+        fields["rope"] = self.rope(reader, fields["max_positions"])
+        fields["activation"] = _activation(reader, self.activation_key)
         self.quirks(reader, fields)
         return DecoderSpec(**fields)
+
+    def rope(self, reader: ConfigReader, max_positions: int) -> RopeSpec:
+        """The positions of (non-sliding) attention."""
+        return read_rope(reader, max_positions)
+
+    def ignorable(self, spec: ModelSpec) -> tuple[str, ...]:
+        """Regular expressions of source tensors that the decoder does not use; the default has none."""
+        return ()
 
     def quirks(self, reader: ConfigReader, fields: dict[str, Any]) -> None:
         """Change `fields` (of DecoderSpec) as the family's own keys ask; the default has nothing to change."""
@@ -130,10 +142,10 @@ def _head_dim(reader: ConfigReader, hidden: int, heads: int) -> int:
     return max(hidden // heads, 1)
 
 
-def _activation(reader: ConfigReader) -> str:
-    name = reader.raw("hidden_act", "silu")
+def _activation(reader: ConfigReader, key: str) -> str:
+    name = reader.raw(key, "silu")
     if not isinstance(name, str) or name not in ACTIVATIONS:
-        reader.problem(f"hidden_act: expected one of {', '.join(ACTIVATIONS)}, found {shown(name)}")
+        reader.problem(f"{key}: expected one of {', '.join(ACTIVATIONS)}, found {shown(name)}")
         return "silu"
     return ACTIVATIONS[name]
 

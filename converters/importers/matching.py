@@ -13,16 +13,13 @@ _SHOWN = 3
 
 
 class NameMap:
-    """A declarative key map: pairs of (canonical, source) name patterns, where `{i}` stands for a block's number.
+    """A declarative key map: pairs of (canonical, source) name patterns; `{i}` is a block's number, `{e}` an expert's.
 
     A canonical name that no pattern matches keeps its name.
     """
 
     def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
-        self._rules = [
-            (re.compile(re.escape(ours).replace(r"\{i\}", r"(\d+)")), theirs.replace("{i}", r"\1"))
-            for ours, theirs in pairs
-        ]
+        self._rules = [(_pattern(ours), _template(theirs)) for ours, theirs in pairs]
 
     def source(self, canonical: str) -> str:
         """The source's name of a canonical tensor."""
@@ -31,6 +28,15 @@ class NameMap:
             if found:
                 return found.expand(replacement)
         return canonical
+
+
+def _pattern(canonical: str) -> re.Pattern[str]:
+    escaped = re.escape(canonical)
+    return re.compile(re.sub(r"\\\{([ie])\\\}", r"(?P<\1>\\d+)", escaped))
+
+
+def _template(source: str) -> str:
+    return re.sub(r"\{([ie])\}", r"\\g<\1>", source)
 
 
 def match_tensors(

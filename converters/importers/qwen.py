@@ -13,9 +13,8 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 QWEN_KEYS = {
     **RMS_KEYS,
     "num_key_value_heads": Key(("num_kv_heads",)),  # left out, it would mean 32
-    "sliding_window": Key(("sliding_window",), default=None),
 }
-_USE_WINDOW = Key((), bool, False)
+_USE_WINDOW, _WINDOW = Key((), bool, False), Key((), default=None)
 
 
 class QwenImporter(HuggingFaceImporter):
@@ -23,7 +22,10 @@ class QwenImporter(HuggingFaceImporter):
 
     def quirks(self, reader: ConfigReader, fields: dict[str, Any]) -> None:
         used = reader.number("use_sliding_window", _USE_WINDOW)
-        sliding = _layer_types(reader, fields["num_layers"])
+        reader.raw("sliding_window")
+        # Where no window is used, files hold null, 0 or any number.
+        fields["sliding_window"] = reader.number("sliding_window", _WINDOW) if used else None
+        sliding = layer_types(reader, fields["num_layers"])
         first = reader.raw("max_window_layers", 28)
         if sliding is None:
             sliding = _from_first(reader, first, fields["num_layers"]) if used and fields["sliding_window"] else ()
@@ -33,7 +35,8 @@ class QwenImporter(HuggingFaceImporter):
         fields["sliding_window"] = fields["sliding_window"] if sliding else None
 
 
-def _layer_types(reader: ConfigReader, num_layers: int) -> tuple[int, ...] | None:
+def layer_types(reader: ConfigReader, num_layers: int) -> tuple[int, ...] | None:
+    """The sliding blocks that the key `layer_types` names, None where it is absent; problems go to the reader."""
     kinds = reader.raw("layer_types")
     if kinds is None:
         return None

@@ -7,15 +7,21 @@ from pathlib import Path
 from ultramem_deploy.errors import InputError
 
 from .base import Importer, ImportPlan, Source, described, open_source
+from .deepseek_v3 import DEEPSEEK_V3
+from .gemma3 import GEMMA3
 from .gguf import GGUFImporter
 from .llama import LLAMA
 from .meta_memory import MetaMemoryImporter
 from .mistral import MISTRAL
+from .mixtral import MIXTRAL
 from .olmo import OLMO
 from .olmo2 import OLMO2
 from .olmo_ultramem import OlmoUltraMemImporter
+from .olmoe import OLMOE
 from .qwen2 import QWEN2
+from .qwen2_moe import QWEN2_MOE
 from .qwen3 import QWEN3
+from .qwen3_moe import QWEN3_MOE
 from .ultramem import UltraMemImporter
 
 IMPORTERS: tuple[Importer, ...] = (
@@ -26,6 +32,12 @@ IMPORTERS: tuple[Importer, ...] = (
     QWEN3,
     OLMO,
     OLMO2,
+    GEMMA3,
+    OLMOE,
+    MIXTRAL,
+    QWEN2_MOE,
+    QWEN3_MOE,
+    DEEPSEEK_V3,
     OlmoUltraMemImporter(),
     MetaMemoryImporter(),
     GGUFImporter(),

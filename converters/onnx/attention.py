@@ -7,7 +7,7 @@ from functools import cached_property
 
 from onnx import TensorProto
 
-from ...spec import DecoderSpec
+from ...spec import DecoderSpec, RopeSpec
 from .dialect import Portable
 from .graph import Graph
 
@@ -51,8 +51,11 @@ class Inputs:
             self._shapes[tail] = self.graph.op("Concat", self.batch, self.length, self.graph.constant(tail), axis=0)
         return self._shapes[tail]
 
-    def kv_shape(self, tokens: str) -> tuple[str | int, ...]:
-        return ("batch_size", self.decoder.num_kv_heads, tokens, self.decoder.head_dim)
+    def kv_shapes(self, tokens: str) -> tuple[tuple[str | int, ...], tuple[str | int, ...]]:
+        """Shapes of a layer's key and value caches."""
+        d = self.decoder
+        keys, values = (("batch_size", d.num_kv_heads, tokens, width) for width in (d.head_dim, d.value_dim))
+        return keys, values
 
 
 def cache_names(layer: int, prefix: str) -> tuple[str, str]:
@@ -62,10 +65,12 @@ def cache_names(layer: int, prefix: str) -> tuple[str, str]:
 
 def declare_cache(inputs: Inputs) -> None:
     """Add past_key_values.{i} inputs and present.{i} outputs, float32 [B, kv_heads, tokens, head_dim]."""
+    before, after = inputs.kv_shapes("past_sequence_length"), inputs.kv_shapes("total_sequence_length")
     for layer in range(inputs.decoder.num_layers):
-        for past, present in zip(cache_names(layer, "past_key_values"), cache_names(layer, "present"), strict=True):
-            inputs.graph.add_input(past, TensorProto.FLOAT, inputs.kv_shape("past_sequence_length"))
-            inputs.graph.add_output(present, TensorProto.FLOAT, inputs.kv_shape("total_sequence_length"))
+        for name, shape in zip(cache_names(layer, "past_key_values"), before, strict=True):
+            inputs.graph.add_input(name, TensorProto.FLOAT, shape)
+        for name, shape in zip(cache_names(layer, "present"), after, strict=True):
+            inputs.graph.add_output(name, TensorProto.FLOAT, shape)
 
 
 def linear(dialect: Portable, x: str, name: str, bias: bool) -> str:
@@ -117,3 +122,8 @@ def _clipped(dialect: Portable, decoder: DecoderSpec, y: str) -> str:
 def window_of(decoder: DecoderSpec, layer: int) -> int | None:
     """The sliding window of a layer, None where it sees everything."""
     return decoder.sliding_window if layer in decoder.sliding_layers else None
+
+
+def rope_of(decoder: DecoderSpec, layer: int) -> RopeSpec:
+    """The positions of a layer: sliding ones may have their own."""
+    return decoder.sliding_rope if decoder.sliding_rope and layer in decoder.sliding_layers else decoder.rope

@@ -25,7 +25,8 @@ class GroupQuery:
         g, d = self.dialect.graph, self.decoder
         q, k, v = self._projected(layer, x)
         lengths, total = self._lengths
-        caches = g.stored("export.rope.cos"), g.stored("export.rope.sin")
+        sliding = d.sliding_rope is not None and layer in d.sliding_layers
+        caches = (g.stored(f"export.{'sliding_rope' if sliding else 'rope'}.{part}") for part in ("cos", "sin"))
         return g.ops(
             f"{MICROSOFT}::GroupQueryAttention",
             3,
@@ -34,6 +35,8 @@ class GroupQuery:
             num_heads=d.num_heads,
             kv_num_heads=d.num_kv_heads,
             do_rotary=1,
+            rotary_interleaved=int(d.rope.interleaved),
+            scale=d.score_scale,
             local_window_size=window_of(d, layer) or -1,
         )[0]
 

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 from onnx import TensorProto
 
-from ...layout import block_norm_names
+from ...layout import block_norms
 from ...spec import DecoderSpec, ModelSpec, NormSpec
 from .attention import Inputs, declare_cache, linear
+from .attention_latent import Latent
 from .attention_ort import GroupQuery
 from .attention_portable import Standard
 from .dialect import Portable
+from .ffn import gated_ffn, mixture
 from .memory import MemoryGraph
 from .weights import grouped
 
@@ -50,7 +52,8 @@ class DecoderGraph:
         self.dialect, self.graph, self.spec, self.decoder = dialect, dialect.graph, spec, spec.decoder
         self.inputs = Inputs(self.graph, spec.decoder)
         self.packs_cache = dialect.target == "ort" and grouped(spec.decoder)
-        self.attention: Callable[[int, str], str] = (GroupQuery if self.packs_cache else Standard)(dialect, self.inputs)
+        kind = Latent if spec.decoder.latent else GroupQuery if self.packs_cache else Standard
+        self.attention: Callable[[int, str], str] = kind(dialect, self.inputs)
 
     def build(self) -> None:
         """Add inputs, nodes and outputs: input_ids, attention_mask and caches in, logits and caches out."""
@@ -68,26 +71,29 @@ class DecoderGraph:
 
     def _embedded(self) -> str:
         name = "model.embed_tokens.weight"
-        rows = self.dialect.embed(self.graph.stored(name), self.inputs.input_ids)
-        return rows if self.graph.dtype(name) == "float32" else self.graph.cast(rows, TensorProto.FLOAT)
+        g, scale = self.graph, self.decoder.embedding_scale
+        rows = self.dialect.embed(g.stored(name), self.inputs.input_ids)
+        rows = rows if g.dtype(name) == "float32" else g.cast(rows, TensorProto.FLOAT)
+        return rows if scale is None else g.op("Mul", rows, g.constant(scale, "float32"))
 
     def _block(self, index: int, stream: Residual) -> str:
         """Run one block on the stream; returns what its FFN reads, or would read."""
-        d, prefix = self.decoder, f"model.layers.{index}"
-        width = d.ffn_width(index)
-        attention_norm, mlp_norm = (f"{prefix}.{name}" for name in block_norm_names(d))
-        if d.norm_position == "pre":
-            stream.add(self._attend(index, stream.normed(d.norm, attention_norm, d.hidden_size)))
-            ffn_input = stream.normed(d.norm, mlp_norm, d.hidden_size)
-            if width:
-                stream.add(self._mlp(prefix, ffn_input))
-            return ffn_input
-        attended = self._attend(index, stream.settle())
-        stream.add(self.dialect.norm(attended, d.norm, attention_norm, d.hidden_size))
-        ffn_input = stream.settle()
-        if width:
-            stream.add(self.dialect.norm(self._mlp(prefix, ffn_input), d.norm, mlp_norm, d.hidden_size))
+        norms = block_norms(self.decoder, index)
+        attended = self._attend(index, self._before(index, norms.attention_input, stream))
+        stream.add(self._after(index, norms.attention_output, attended))
+        ffn_input = self._before(index, norms.ffn_input, stream)
+        if self.decoder.has_ffn(index):
+            stream.add(self._after(index, norms.ffn_output, self._ffn(index, ffn_input)))
         return ffn_input
+
+    def _before(self, index: int, norm: str | None, stream: Residual) -> str:
+        """The stream, normed where there is a norm."""
+        d = self.decoder
+        return stream.normed(d.norm, f"model.layers.{index}.{norm}", d.hidden_size) if norm else stream.settle()
+
+    def _after(self, index: int, norm: str | None, x: str) -> str:
+        d = self.decoder
+        return self.dialect.norm(x, d.norm, f"model.layers.{index}.{norm}", d.hidden_size) if norm else x
 
     def _attend(self, index: int, x: str) -> str:
         with self.graph.scope("attention"):
@@ -95,12 +101,12 @@ class DecoderGraph:
             name = f"model.layers.{index}.self_attn.o_proj"
             return linear(self.dialect, heads, name, self.decoder.attention_output_bias)
 
-    def _mlp(self, prefix: str, x: str) -> str:
-        d, g = self.decoder, self.graph
-        with g.scope("mlp"):
-            gate, up = (linear(self.dialect, x, f"{prefix}.mlp.{part}_proj", d.mlp_bias) for part in ("gate", "up"))
-            inner = g.op("Mul", self.dialect.activation(gate, d.activation), up)
-            return linear(self.dialect, inner, f"{prefix}.mlp.down_proj", d.mlp_bias)
+    def _ffn(self, index: int, x: str) -> str:
+        d, prefix = self.decoder, f"model.layers.{index}.mlp"
+        with self.graph.scope("mlp"):
+            if d.experts and d.has_experts(index):
+                return mixture(self.dialect, d, d.experts, prefix, x)
+            return gated_ffn(self.dialect, d, prefix, x)
 
     def _remember(self, block: int, ffn_input: str, stream: Residual) -> None:
         """Start the memory layers that read `block`, and add those that write after it."""

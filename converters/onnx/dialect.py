@@ -42,7 +42,7 @@ class Portable:
             weight, bias = self._weight(spec, name, width), self._bias(spec, name)
             inputs = [x, weight, *([bias] if bias else [])]
             return self.graph.op("LayerNormalization", *inputs, axis=-1, epsilon=spec.eps)
-        return self._rms(x, spec, name)
+        return self._rms(x, spec, name, width)
 
     def add_norm(self, x: str, delta: str, spec: NormSpec, name: str, width: int) -> tuple[str, str]:
         """The norm of x + delta, and x + delta."""
@@ -68,20 +68,21 @@ class Portable:
 
     def _weight(self, spec: NormSpec, name: str, width: int) -> str:
         if spec.affine:
-            return self.graph.weight(f"{name}.weight")
+            weight = self.graph.weight(f"{name}.weight")
+            return self.graph.op("Add", weight, self.graph.constant(1.0, "float32")) if spec.unit_offset else weight
         return self.graph.constant(np.ones(width), "float32")
 
     def _bias(self, spec: NormSpec, name: str) -> str | None:
         return self.graph.weight(f"{name}.bias") if spec.affine and spec.bias else None
 
-    def _rms(self, x: str, spec: NormSpec, name: str) -> str:
+    def _rms(self, x: str, spec: NormSpec, name: str, width: int) -> str:
         g = self.graph
         square = g.op("Pow", x, g.constant(2.0, "float32"))
         mean = g.op("ReduceMean", square, g.constant([-1]), keepdims=1)
         root = g.op("Sqrt", g.op("Add", mean, g.constant(spec.eps, "float32")))
         y = g.op("Div", x, root)
         if spec.affine:
-            y = g.op("Mul", y, g.weight(f"{name}.weight"))
+            y = g.op("Mul", y, self._weight(spec, name, width))
         bias = self._bias(spec, name)
         return g.op("Add", y, bias) if bias else y
 

@@ -14,6 +14,7 @@ from ...model.rope import inverse_frequencies
 from ...planning.scratch import key_scratch
 from ...planning.work import ROPE_POSITIONS
 from ...spec import DecoderSpec, ModelSpec, NormSpec
+from .experts import expert_tasks
 
 EXPORT_FILE = "model-export.safetensors"
 INLINE_INTEGERS = 64  # ONNX Runtime folds small integer constants while it loads, and cannot from a file of ours
@@ -64,12 +65,12 @@ def derived_tensors(spec: ModelSpec, checkpoint: Checkpoint, target: str) -> lis
     ]
     if target == "ort" and grouped(spec.decoder):
         derived += [TensorTask.of(name, array) for name, array in rope_caches(spec.decoder).items()]
-    return derived
+    return derived + expert_tasks(checkpoint, spec.decoder, target)
 
 
 def grouped(decoder: DecoderSpec) -> bool:
     """Whether GroupQueryAttention takes these sizes: its rotation wants head sizes in steps of 16."""
-    return decoder.head_dim % 16 == 0
+    return decoder.head_dim % 16 == 0 and decoder.latent is None
 
 
 def rope_positions(decoder: DecoderSpec) -> int:
@@ -78,10 +79,15 @@ def rope_positions(decoder: DecoderSpec) -> int:
 
 
 def rope_caches(decoder: DecoderSpec) -> dict[str, np.ndarray]:
-    """Cosines and sines [positions, head_dim/2] for GroupQueryAttention."""
+    """Cosines and sines [positions, head_dim/2] for GroupQueryAttention, of each kind of positions."""
     positions = np.arange(rope_positions(decoder), dtype=np.float32)
-    angles = positions[:, None] * inverse_frequencies(decoder.rope, decoder.head_dim)
-    return {"export.rope.cos": np.cos(angles), "export.rope.sin": np.sin(angles)}
+    caches: dict[str, np.ndarray] = {}
+    for name, rope in (("rope", decoder.rope), ("sliding_rope", decoder.sliding_rope)):
+        if rope is not None:
+            angles = positions[:, None] * inverse_frequencies(rope, decoder.head_dim)
+            factor = np.float32(rope.attention_factor)
+            caches |= {f"export.{name}.cos": np.cos(angles) * factor, f"export.{name}.sin": np.sin(angles) * factor}
+    return caches
 
 
 def _key_task(checkpoint: Checkpoint, index: int, side: str, norm: NormSpec) -> TensorTask:

@@ -241,7 +241,7 @@ def by_hand(model: UltraMemModel, ids: torch.Tensor, places: list[tuple[int, int
     x = model.model.embed_tokens(ids)
     ffn_inputs: list[torch.Tensor] = []
     for number, block in enumerate(model.model.layers):
-        if block.pre:
+        if model.spec.decoder.norm_position == "pre":
             x = x + block.self_attn(block.input_layernorm(x), context)
             ffn_inputs.append(block.post_attention_layernorm(x))
             x = x + block.mlp(ffn_inputs[-1])

@@ -1,10 +1,8 @@
-"""Grouped-query attention with rotary positions, and the gated FFN."""
+"""Grouped-query attention with rotary positions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import nn
@@ -15,26 +13,35 @@ from .cache import KVCache
 from .norms import Norm
 from .rope import rotate
 
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-}
+Rotation = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Context:
     """What every attention layer of one forward pass shares.
 
-    cos, sin: [B, 1, S, head_dim/2]; mask, sliding_mask: bool [B, 1, S, P+S], True where a query may look, or None for
-    plain causal attention without a past.
+    rotation, sliding_rotation: cosines and sines [B, 1, S, rotated_dim/2]; mask, sliding_mask: bool [B, 1, S, P+S],
+    True where a query may look, or None for plain causal attention without a past.
     """
 
-    cos: torch.Tensor
-    sin: torch.Tensor
+    rotation: Rotation
+    sliding_rotation: Rotation
     mask: torch.Tensor | None
     sliding_mask: torch.Tensor | None
     cache: KVCache | None
+
+    def attend(
+        self, decoder: DecoderSpec, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
+        """Rotated queries and keys, and values, [B, heads, S, width] -> heads side by side [B, S, heads*value_dim]."""
+        if self.cache is not None:
+            k, v = self.cache.append(layer, k, v)
+        groups = decoder.num_heads // decoder.num_kv_heads
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+        mask = self.sliding_mask if layer in decoder.sliding_layers else self.mask
+        scale = decoder.score_scale
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)
+        return out.transpose(1, 2).flatten(2)
 
 
 class Attention(nn.Module):
@@ -54,16 +61,10 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor, context: Context) -> torch.Tensor:
         """x [B, S, d] -> [B, S, d]."""
         q, k, v = self._project(x)
-        q, k = rotate(q, context.cos, context.sin), rotate(k, context.cos, context.sin)
-        if context.cache is not None:
-            k, v = context.cache.append(self.layer, k, v)
-        groups = self.decoder.num_heads // self.decoder.num_kv_heads
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        sliding = self.layer in self.decoder.sliding_layers
-        mask = context.sliding_mask if sliding else context.mask
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        projected: torch.Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
-        return projected
+        cos, sin = context.sliding_rotation if self.layer in self.decoder.sliding_layers else context.rotation
+        q, k = (rotate(t, cos, sin, self.decoder.rope.interleaved) for t in (q, k))
+        out: torch.Tensor = self.o_proj(context.attend(self.decoder, self.layer, q, k, v))
+        return out
 
     def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, keys and values [B, heads, S, head_dim], normalised and clipped as the source model does it."""
@@ -77,19 +78,3 @@ class Attention(nn.Module):
         if d.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-
-
-class GatedMLP(nn.Module):
-    """down(act(gate(x)) * up(x)) with `inner` numbers between."""
-
-    def __init__(self, decoder: DecoderSpec, inner: int) -> None:
-        super().__init__()
-        d, bias = decoder.hidden_size, decoder.mlp_bias
-        self.gate_proj = nn.Linear(d, inner, bias=bias)
-        self.up_proj = nn.Linear(d, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, d, bias=bias)
-        self.activation = ACTIVATIONS[decoder.activation]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
-        return out

@@ -6,38 +6,44 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..layout import block_norm_names
+from ..layout import block_norm_names, block_norms
 from ..spec import DecoderSpec, ModelSpec
-from .attention import Attention, Context, GatedMLP
+from .attention import Attention, Context
 from .cache import KVCache
+from .ffn import feed_forward
+from .latent_attention import LatentAttention
 from .memory import MemoryLayer, ValueTable
 from .norms import Norm
 from .rope import cos_sin
 
 
 class Block(nn.Module):
-    """One transformer block; norms stand before (Llama) or after (OLMo2) attention and FFN, which may be missing."""
+    """One transformer block; norms stand before (Llama), after (OLMo2) or around (Gemma) attention and FFN.
+
+    A block may have no FFN; a memory layer then reads what it would have read.
+    """
 
     def __init__(self, decoder: DecoderSpec, layer: int) -> None:
         super().__init__()
-        self.pre = decoder.norm_position == "pre"
-        self.self_attn = Attention(decoder, layer)
-        width = decoder.ffn_width(layer)
-        self.mlp = GatedMLP(decoder, width) if width else None
-        self.attention_norm_name, self.mlp_norm_name = block_norm_names(decoder)
-        self.add_module(self.attention_norm_name, Norm(decoder.norm, decoder.hidden_size))
-        if width or self.pre:
-            self.add_module(self.mlp_norm_name, Norm(decoder.norm, decoder.hidden_size))
+        latent = decoder.latent
+        self.self_attn = LatentAttention(decoder, latent, layer) if latent else Attention(decoder, layer)
+        self.mlp = feed_forward(decoder, layer)
+        self.norms = block_norms(decoder, layer)
+        for name in block_norm_names(decoder, layer):
+            self.add_module(name, Norm(decoder.norm, decoder.hidden_size))
 
     def forward(self, x: torch.Tensor, context: Context) -> tuple[torch.Tensor, torch.Tensor]:
         """x [B, S, d] -> the block's output and what its FFN read (what a memory layer reads), both [B, S, d]."""
-        attention_norm = getattr(self, self.attention_norm_name)
-        if self.pre:
-            x = x + self.self_attn(attention_norm(x), context)
-            ffn_input = getattr(self, self.mlp_norm_name)(x)
-            return (x if self.mlp is None else x + self.mlp(ffn_input)), ffn_input
-        x = x + attention_norm(self.self_attn(x, context))
-        return (x if self.mlp is None else x + getattr(self, self.mlp_norm_name)(self.mlp(x))), x
+        attended = self.self_attn(self._normed(self.norms.attention_input, x), context)
+        x = x + self._normed(self.norms.attention_output, attended)
+        ffn_input = self._normed(self.norms.ffn_input, x)
+        if self.mlp is None:
+            return x, ffn_input
+        return x + self._normed(self.norms.ffn_output, self.mlp(ffn_input)), ffn_input
+
+    def _normed(self, name: str | None, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = getattr(self, name)(x) if name else x
+        return out
 
 
 class Trunk(nn.Module):
@@ -71,12 +77,19 @@ class UltraMemModel(nn.Module):
 
         attention_mask: int or bool [B, P+S], 0 for padding, P the tokens in `cache`, which the call extends.
         """
-        x = self.model.embed_tokens(input_ids)
+        x = self.embed(input_ids)
         context = self.context(input_ids, attention_mask, cache)
         x = self.blocks(x, context, 0, len(self.model.layers))
         if cache is not None:
             cache.advance(input_ids.shape[1])
         return self.head(x[:, -logits_to_keep:])
+
+    def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The first block's input [B, S, d] of input_ids [B, S]."""
+        x: torch.Tensor = self.model.embed_tokens(input_ids)
+        scale = self.spec.decoder.embedding_scale
+        # Rounded as the embedding is: what transformers multiplies by.
+        return x if scale is None else x * torch.tensor(scale, dtype=x.dtype, device=x.device)
 
     @property
     def memory_layers(self) -> list[MemoryLayer]:
@@ -118,12 +131,14 @@ class UltraMemModel(nn.Module):
             positions = torch.arange(past, past + length, device=input_ids.device).expand(batch, length)
         else:
             positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, past:]
-        cos, sin = cos_sin(self.spec.decoder, positions)
+        d = self.spec.decoder
+        rotation = cos_sin(d.rope, d.rotated_dim, positions)
+        sliding_rotation = cos_sin(d.sliding_rope, d.rotated_dim, positions) if d.sliding_rope else rotation
         plain = attention_mask is None and past == 0
         mask = None if plain else _causal_mask(length, past, attention_mask, None, input_ids.device)
-        window = self.spec.decoder.sliding_window if self.spec.decoder.sliding_layers else None
+        window = d.sliding_window if d.sliding_layers else None
         sliding = _causal_mask(length, past, attention_mask, window, input_ids.device) if window else None
-        return Context(cos, sin, mask, sliding, cache)
+        return Context(rotation, sliding_rotation, mask, sliding, cache)
 
 
 def _causal_mask(

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from ..spec import DecoderSpec, RopeSpec
+from ..spec import RopeSpec
 
 
 def inverse_frequencies(rope: RopeSpec, head_dim: int) -> np.ndarray:
@@ -16,6 +16,8 @@ def inverse_frequencies(rope: RopeSpec, head_dim: int) -> np.ndarray:
     inverse = (1.0 / (np.float32(rope.theta) ** exponents)).astype(np.float32)
     if rope.scaling == "linear":
         return (inverse / np.float32(rope.factor)).astype(np.float32)
+    if rope.scaling == "yarn":
+        return _yarn(rope, inverse, head_dim)
     return _llama3(rope, inverse) if rope.scaling == "llama3" else inverse
 
 
@@ -30,15 +32,35 @@ def _llama3(rope: RopeSpec, inverse: np.ndarray) -> np.ndarray:
     return scaled.astype(np.float32)
 
 
-def cos_sin(decoder: DecoderSpec, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines [B, 1, S, head_dim/2], float32, of positions [B, S]."""
-    inverse = torch.from_numpy(inverse_frequencies(decoder.rope, decoder.head_dim)).to(positions.device)
+def _yarn(rope: RopeSpec, inverse: np.ndarray, width: int) -> np.ndarray:
+    """YaRN's blend by parts (arXiv 2309.00071, 3.2): dimensions that rotate often keep their frequency."""
+
+    def dimension(rotations: float) -> float:
+        turns = rope.original_max_positions / (rotations * 2 * math.pi)
+        return width * math.log(turns) / (2 * math.log(rope.theta))
+
+    low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, width - 1)
+    span = high - low or 0.001
+    ramp = np.clip((np.arange(width // 2, dtype=np.float32) - low) / span, 0, 1)
+    blended: np.ndarray = (inverse / rope.factor * ramp + inverse * (1 - ramp)).astype(np.float32)
+    return blended
+
+
+def cos_sin(rope: RopeSpec, width: int, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines [B, 1, S, width/2], float32, of positions [B, S]."""
+    inverse = torch.from_numpy(inverse_frequencies(rope, width)).to(positions.device)
     angles = positions[:, None, :, None].float() * inverse
-    return angles.cos(), angles.sin()
+    return angles.cos() * rope.attention_factor, angles.sin() * rope.attention_factor
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate x [B, heads, S, head_dim], pairing entry i with i + head_dim/2."""
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool = False) -> torch.Tensor:
+    """Rotate x [B, heads, S, width], pairing entry i with i + width/2; interleaved: entry 2i with 2i + 1.
+
+    The result has halves side by side either way: queries and keys agree, so their products do.
+    """
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    first, second = x.chunk(2, dim=-1)
+    first, second = (x[..., 0::2], x[..., 1::2]) if interleaved else x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

@@ -38,3 +38,8 @@ def projection_held(blocks: int, value_width: int, hidden: int) -> int:
 def key_scratch(shape: tuple[int, ...]) -> int:
     """Of normalising a chunk of float32 keys of `shape`: as stored, in float64, and its squares."""
     return chunk_elements(shape, "float32") * (4 + 8 + 8)
+
+
+def experts_scratch(shape: tuple[int, ...], dtype: str) -> int:
+    """Of putting experts [E, rows, columns] side by side: a chunk again, and one expert twice while it is joined."""
+    return (chunk_elements(shape, dtype) + 2 * math.prod(shape[1:])) * itemsize(dtype)

@@ -10,9 +10,9 @@ from ..checkpoint.cast import cast_scratch
 from ..checkpoint.header import itemsize
 from ..checkpoint.writer import chunk_elements
 from ..layout import tensor_layout
-from ..spec import ModelSpec
+from ..spec import DecoderSpec, ModelSpec
 from .folds import folded_spec
-from .scratch import expand_scratch, gather_scratch, key_scratch, projection_held
+from .scratch import expand_scratch, experts_scratch, gather_scratch, key_scratch, projection_held
 from .stages import Piece, StageWork
 
 ROPE_POSITIONS = 131072
@@ -137,11 +137,15 @@ def _table_piece(spec: ModelSpec, after: ModelSpec, index: int, part: str, tenso
 
 
 def export_work(spec: ModelSpec, tensors: Tensors) -> StageWork:
-    """Every shard is linked; new are the graph, the normalised keys and the rotary caches."""
+    """Every shard is linked; new are the graph, the normalised keys, the rotary caches and experts side by side."""
     pieces = [Piece(name, tensor.shape, tensor.dtype, linked=True) for name, tensor in tensors.items()]
     pieces += [
         Piece(f"export.{name}", shape, "float32", scratch=key_scratch(shape)) for name, shape in derived_shapes(spec)
     ]
+    for name, shape in stacked_experts(spec.decoder):
+        dtype = tensors[f"{name.rpartition('.')[0]}.0.down_proj.weight"].dtype
+        size = math.prod(shape) * itemsize(dtype)
+        pieces.append(Piece(f"export.{name}", shape, dtype, read=size, scratch=experts_scratch(shape, dtype)))
     return StageWork("export", pieces, extra_disk=_GRAPH_BYTES)
 
 
@@ -150,7 +154,17 @@ def derived_shapes(spec: ModelSpec) -> list[tuple[str, tuple[int, ...]]]:
     layout = tensor_layout(spec)
     names = [f"memory.{i}.{side}" for i, s in enumerate(spec.memory) if s.key_norm for side in ("row_keys", "col_keys")]
     shapes = [(name, layout[name].shape) for name in names]
-    if spec.decoder.head_dim % 16 == 0:
+    if spec.decoder.head_dim % 16 == 0 and spec.decoder.latent is None:
         rope = (min(spec.decoder.max_positions, ROPE_POSITIONS), spec.decoder.head_dim // 2)
-        shapes += [("rope.cos", rope), ("rope.sin", rope)]
+        kinds = ("rope", "sliding_rope") if spec.decoder.sliding_rope else ("rope",)
+        shapes += [(f"{kind}.{part}", rope) for kind in kinds for part in ("cos", "sin")]
     return shapes
+
+
+def stacked_experts(decoder: DecoderSpec) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the experts that `export --target ort` puts side by side, block by block."""
+    e, d = decoder.experts, decoder.hidden_size
+    if e is None:
+        return []
+    parts = (("gate_up", (e.count, 2 * e.width, d)), ("down", (e.count, d, e.width)))
+    return [(f"model.layers.{i}.mlp.experts.{part}", shape) for i in e.layers for part, shape in parts]

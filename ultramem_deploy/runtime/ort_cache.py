@@ -44,9 +44,10 @@ class Lane(ABC):
         for name in self.results:
             self.binding.bind_output(name, "cpu")
 
-    def buffer(self, tokens: int) -> np.ndarray:
-        """Room for the keys or the values of one layer."""
-        return np.empty((self.batch, self.model.kv_heads, tokens, self.model.head_dim), np.float32)
+    def buffer(self, name: str, tokens: int) -> np.ndarray:
+        """Room for the keys or the values of one layer, as the input `name` wants them."""
+        width = self.model.value_dim if name.endswith(".value") else self.model.head_dim
+        return np.empty((self.batch, self.model.kv_heads, tokens, width), np.float32)
 
     @abstractmethod
     def _bind_cache(self, total: int) -> None:
@@ -80,7 +81,7 @@ class PackedLane(Lane):
     def _grow(self, capacity: int) -> None:
         held, ort = self.cache() if self._buffers else {}, import_onnxruntime()
         for name in self.pasts:
-            buffer = self.buffer(capacity)
+            buffer = self.buffer(name, capacity)
             if name in held:
                 buffer[:, :, : self.length] = held[name]
             value = ort.OrtValue.ortvalue_from_numpy(buffer)
@@ -108,7 +109,7 @@ class AppendedLane(Lane):
     def __init__(self, model: Opened, batch: int) -> None:
         super().__init__(model, batch)
         self._values: dict[str, Any] = {}
-        self.load({name: self.buffer(0) for name in self.pasts}, 0)
+        self.load({name: self.buffer(name, 0) for name in self.pasts}, 0)
 
     def _bind_cache(self, total: int) -> None:
         for name, value in self._values.items():

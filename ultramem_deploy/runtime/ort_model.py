@@ -24,8 +24,8 @@ class Opened:
     """A session and what the exporter noted about the graph.
 
     packed: the cache is read and written in place, in buffers with room to spare (GroupQueryAttention); otherwise
-    each step returns the whole cache. positions: how many tokens a row may have, 0 for no limit. kv_heads, head_dim:
-    the cache's fixed sizes.
+    each step returns the whole cache. positions: how many tokens a row may have, 0 for no limit. kv_heads, head_dim
+    (of keys) and value_dim: the cache's fixed sizes.
     """
 
     session: Any
@@ -34,6 +34,7 @@ class Opened:
     outputs: tuple[str, ...]
     kv_heads: int
     head_dim: int
+    value_dim: int
 
 
 def import_onnxruntime() -> Any:
@@ -109,6 +110,7 @@ def open_model(
         outputs=tuple(output.name for output in session.get_outputs()),
         kv_heads=decoder.num_kv_heads,
         head_dim=decoder.head_dim,
+        value_dim=decoder.value_dim,
     )
 
 

@@ -37,7 +37,7 @@ def decoder_tensors(model: Official, tensors: Tensors, warn: Callable[[str], Non
 
 def _block(model: Official, tensors: Tensors, theirs: str, ours: str) -> dict[str, SourceTensor]:
     result: dict[str, SourceTensor] = {}
-    attention, mlp = block_norm_names(decoder_spec(model))
+    attention, mlp = block_norm_names(decoder_spec(model), 0)
     names = {
         "attn_norm": attention,
         "ff_norm": mlp,

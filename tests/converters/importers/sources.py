@@ -28,6 +28,7 @@ BASE: dict[str, Any] = {
     "eos_token_id": 2,
 }
 RMS = {"rms_norm_eps": 1e-5}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {"architectures": ["LlamaForCausalLM"], **RMS},
     "mistral": {"architectures": ["MistralForCausalLM"], **RMS, "sliding_window": 8},
@@ -35,6 +36,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen3": {"architectures": ["Qwen3ForCausalLM"], **RMS, "head_dim": 16},
     "olmo": {"architectures": ["OlmoForCausalLM"], "clip_qkv": 8.0},
     "olmo2": {"architectures": ["Olmo2ForCausalLM"], **RMS},
+    "gemma3_text": {"architectures": ["Gemma3ForCausalLM"], **RMS, "head_dim": 8},
+    "olmoe": {"architectures": ["OlmoeForCausalLM"], **RMS, **EXPERTS},
+    "mixtral": {"architectures": ["MixtralForCausalLM"], **RMS, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {"architectures": ["Qwen2MoeForCausalLM"], **RMS, **EXPERTS, "moe_intermediate_size": 12},
+    "qwen3_moe": {"architectures": ["Qwen3MoeForCausalLM"], **RMS, **EXPERTS, "moe_intermediate_size": 12},
+    "deepseek_v3": {"architectures": ["DeepseekV3ForCausalLM"], **RMS},
 }
 
 

@@ -5,9 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests import builders as b
-from ultramem_deploy.spec import ModelSpec, NormSpec, RopeSpec, TableSpec
+from ultramem_deploy.spec import ExpertsSpec, LatentSpec, ModelSpec, NormSpec, RopeSpec, TableSpec
 
 LLAMA3 = RopeSpec(100.0, "llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=8)
+
+YARN = RopeSpec(100.0, "yarn", factor=4.0, original_max_positions=8, attention_factor=1.3, truncate=False)
+GEMMA = b.decoder(
+    norm=NormSpec("rms", 1e-5, unit_offset=True), norm_position="both", qk_norm="head", embedding_scale=3.0,
+    attention_scale=0.3, sliding_window=3, sliding_layers=(0,), sliding_rope=RopeSpec(20.0),
+)  # fmt: skip
+GROUPS = ExpertsSpec(
+    (1,), 8, 3, 12, scoring="sigmoid", groups=4, top_groups=2, selection_bias=True, scale=2.5, shared_width=20
+)
 
 DECODERS = {
     "llama": b.decoder(),
@@ -35,6 +44,13 @@ DECODERS = {
     "llama3_rope": b.decoder(rope=LLAMA3),
     "gelu": b.decoder(activation="gelu"),
     "gelu_tanh": b.decoder(activation="gelu_tanh"),
+    "gemma": GEMMA,
+    "gemma_odd": replace(GEMMA, head_dim=6),
+    "yarn": b.decoder(rope=YARN),
+    "interleaved": b.decoder(rope=RopeSpec(100.0, interleaved=True)),
+    "interleaved_odd": b.decoder(rope=RopeSpec(100.0, interleaved=True), head_dim=6),
+    "latent": b.decoder(num_kv_heads=4, head_dim=14, latent=LatentSpec(12, 6, 10, 1e-6, 11)),
+    "latent_direct": b.decoder(num_kv_heads=4, latent=LatentSpec(12, 6, 10, 1e-6), qkv_bias=True),
 }
 
 BARE = NormSpec("layer", 1e-5, affine=False)
@@ -76,6 +92,14 @@ MEMORIES = {
     "expanded": b.EXPANDED,
     "expanded_gated": replace(_memory(b.EXPANDED, gate_activation="silu"), tables={"t": TableSpec(144, 64, 8)}),
 }
+EXPERTS = {
+    "softmax": b.decoder(experts=ExpertsSpec((0, 1), 6, 2, 12)),
+    "shared_gate": b.decoder(experts=ExpertsSpec((1,), 6, 3, 12, normalise=True, shared_width=20, shared_gate=True)),
+    "groups": b.decoder(experts=GROUPS),
+    "groups_normalised": b.decoder(experts=replace(GROUPS, normalise=True)),
+    "biased_softmax": b.decoder(experts=ExpertsSpec((0,), 6, 2, 12, selection_bias=True)),
+}
+"""For ONNX Runtime alone."""
 MODELS = {f"decoder-{name}": ModelSpec(decoder) for name, decoder in DECODERS.items()} | {
     f"memory-{name}": model for name, model in MEMORIES.items()
 }

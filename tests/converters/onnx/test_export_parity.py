@@ -9,12 +9,16 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from tests.converters.onnx.cases import MODELS
+from tests import builders as b
+from tests.converters.onnx.cases import EXPERTS, MODELS
 from tests.converters.onnx.conftest import Exported
+from ultramem_deploy.converters.onnx import export_onnx
+from ultramem_deploy.errors import InputError
 from ultramem_deploy.runtime.base import Trace
 from ultramem_deploy.runtime.ort import OrtRunner
 from ultramem_deploy.runtime.plugins import ort_library
 from ultramem_deploy.runtime.torch_runner import TorchRunner
+from ultramem_deploy.spec import ModelSpec
 
 # Two layers of float32 sums of at most 48 terms, of magnitude 4: other orders of summation differ by a few 1e-6 (seen:
 # 1e-5 behind memory outputs of magnitude 30).
@@ -43,6 +47,21 @@ def check(expected: Trace, found: Trace) -> None:
 def test_bodies(case: str, target: str, exported: Exported) -> None:
     source, bundle = exported(case, target)
     check(TorchRunner(source).trace(IDS), OrtRunner(bundle, kernels=False).trace(IDS))
+
+
+@pytest.mark.parametrize("case", EXPERTS)
+def test_experts(case: str, tmp_path: Path) -> None:
+    source = b.write_checkpoint(tmp_path / "source", ModelSpec(EXPERTS[case]))
+    receipt = export_onnx(source, tmp_path / "out")
+    assert receipt["weights"]
+    check(TorchRunner(source).trace(IDS), OrtRunner(tmp_path / "out").trace(IDS))
+
+
+def test_experts_need_onnx_runtime(tmp_path: Path) -> None:
+    source = b.write_checkpoint(tmp_path / "source", ModelSpec(EXPERTS["softmax"]))
+    with pytest.raises(InputError, match="only ONNX Runtime's MoE runs a mixture of experts"):
+        export_onnx(source, tmp_path / "out", target="portable")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("target", TARGETS)

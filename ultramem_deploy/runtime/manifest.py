@@ -1,0 +1,59 @@
+"""A bundle's manifest.json: what it holds, where, by which hashes, and the versions that loading enforces.
+
+plugins/runtime/manifest.cpp reads the same file: a change here that an older reader would get wrong raises SCHEMA.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from packaging.version import InvalidVersion, Version
+
+from ..errors import InputError
+from ..spec import read_json
+
+MANIFEST = "manifest.json"
+FORMAT, SCHEMA = "ultramem-bundle", 1
+RUNTIMES = ("onnxruntime",)
+_PARTS = {
+    "graph": dict, "model": dict, "tables": list, "tokenizer": dict, "requires": dict, "plugins": list, "files": dict,
+}  # fmt: skip
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a bundle. Raises InputError where there is none, or one that this release does not read."""
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise InputError(f"{directory}: holds no {MANIFEST}: make a bundle with `ultramem-deploy bundle MODEL OUT`")
+    document = read_json(path)
+    if document.get("format") != FORMAT:
+        raise InputError(f"{path}: format {document.get('format')!r}, expected {FORMAT!r}: not a bundle's manifest")
+    schema = document.get("schema")
+    if type(schema) is not int or not 1 <= schema <= SCHEMA:
+        raise InputError(
+            f"{path}: schema {schema!r}, this release reads 1 to {SCHEMA}; install a newer ultramem-deploy"
+        )
+    for key, kind in _PARTS.items():
+        if not isinstance(document.get(key), kind):
+            raise InputError(f"{path}: {key!r} must be a {kind.__name__}; the file is damaged, make the bundle again")
+    for name in document["files"]:
+        require_inside(path, name)
+    return document
+
+
+def require_inside(manifest: Path, name: Any) -> None:
+    """Raise InputError unless `name` is a relative path that stays in the bundle."""
+    pure = PurePosixPath(name) if isinstance(name, str) else PurePosixPath("/")
+    if pure.is_absolute() or ".." in pure.parts or not pure.name:
+        raise InputError(f"{manifest}: {name!r} leaves the bundle; expected a relative path inside it")
+
+
+def check_version(what: str, found: str, required: str, fix: str) -> None:
+    """Raise InputError unless version `found` is at least `required`."""
+    try:
+        good = Version(found) >= Version(required)
+    except InvalidVersion as error:
+        raise InputError(f"{what}: {error}; {fix}") from None
+    if not good:
+        raise InputError(f"{what}: version {found}, the bundle requires {required} or newer; {fix}")
