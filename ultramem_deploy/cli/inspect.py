@@ -65,6 +65,8 @@ def _rows(d: dict[str, Any]) -> dict[str, str]:
         "dtype": d["dtype"] + (f", tables {d['table_dtype']}" if d["table_dtype"] else ""),
         "size": f"{size(d['bytes'])} in {counted(d['tensors'], 'tensor')}, {counted(len(d['files']), 'file')}",
     }
+    if d["lineage"]:
+        rows["made by"] = " → ".join(entry["stage"] for entry in d["lineage"])
     if "onnx" in d:
         rows["onnx"] = _graph(d["onnx"])
     return rows
@@ -72,14 +74,14 @@ def _rows(d: dict[str, Any]) -> dict[str, str]:
 
 def _lineage(lineage: list[dict[str, Any]]) -> list[str]:
     """A line a stage, the earliest first: what it read, its options, and the numbers of its receipt."""
-    lines = ["  made by"] if lineage else []
+    lines = []
     for entry in lineage:
         options, receipt = entry["options"] or {}, entry["receipt"] or {}
         facts = [f"{name} {_short(value)}" for name, value in options.items()]
         new = {name: value for name, value in receipt.items() if name not in options and _plain(value)}
         proved = [f"{name} {_short(value)}" for name, value in new.items()]
         parts = [", ".join(part) for part in (facts, proved) if part]
-        lines.append(f"    {entry['stage']} of {', '.join(entry['source'] or ['?'])}: {'; '.join(parts)}".rstrip(": "))
+        lines.append(f"  {entry['stage']} of {', '.join(entry['source'] or ['?'])}: {'; '.join(parts)}".rstrip(": "))
     return lines
 
 
