@@ -30,9 +30,10 @@ def imported(*arguments: object) -> set[str]:
     return set(result.stdout.splitlines()[-1].removeprefix("imported:").split())
 
 
-@pytest.mark.parametrize(
-    "verb", [[], ["inspect"], ["plan"], ["convert"], ["upcycle"], ["fold"], ["export"], ["verify"], ["generate"]]
-)
+VERBS = ("inspect", "plan", "convert", "upcycle", "fold", "export", "build", "verify", "generate")
+
+
+@pytest.mark.parametrize("verb", [[], *([verb] for verb in VERBS)])
 def test_help_imports_nothing_heavy(verb: list[str]) -> None:
     assert imported(*verb, "--help") == set()
 

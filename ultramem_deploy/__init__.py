@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .inspection import inspect
     from .model.loading import load
     from .pipeline import (
+        build,
         bundle,
         check_bundle,
         convert,
@@ -37,6 +38,7 @@ _WHERE = {
     "InputError": "errors",
     "ModelSpec": "spec",
     "UltraMemError": "errors",
+    "build": "pipeline",
     "bundle": "pipeline",
     "check_bundle": "pipeline",
     "convert": "pipeline",
@@ -59,6 +61,7 @@ __all__ = [
     "InputError",
     "ModelSpec",
     "UltraMemError",
+    "build",
     "bundle",
     "check_bundle",
     "convert",

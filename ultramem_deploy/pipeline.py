@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,45 @@ def export(
     )  # fmt: skip
 
 
+def build(
+    src: str | Path,
+    out: str | Path,
+    *,
+    backend: str,
+    workspace: Budget | None = None,
+    timing_cache: str | Path | None = None,
+    overwrite: bool = False,
+    copy: bool = False,
+    memory_budget: Budget = DEFAULT_BUDGET,
+    progress: Progress | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Canonical checkpoint or bundle -> TensorRT engine `out`, its manifest `out`.json, and OUT.model beside them.
+
+    OUT.model is the portable bundle that the engine is built from and reads its tables from. `options` are the other
+    fields of `converters.engine.BuildOptions`: shapes, dtype, mode, weight_streaming, hardware_compatible,
+    version_compatible, embed_plugin, trace.
+    """
+    from .converters.engine import BuildOptions, build_engine, check_request
+    from .converters.onnx import export_onnx
+    from .runtime.engine_manifest import model_path
+
+    engine, model = Path(out), model_path(Path(out))
+    _known(BuildOptions, options)
+    asked = BuildOptions(
+        backend=backend,
+        workspace=None if workspace is None else parse_bytes(workspace, "--workspace"),
+        timing_cache=_path(timing_cache),
+        **options,
+    )
+    check_request(engine, asked)
+    export_onnx(
+        Path(src), model, target="portable", overwrite=overwrite, copy=copy, memory_budget=_budget(memory_budget),
+        progress=progress,
+    )  # fmt: skip
+    return build_engine(model, engine, asked, overwrite=overwrite, progress=progress)
+
+
 def bundle(
     src: str | Path,
     out: str | Path,
@@ -231,13 +270,13 @@ def generate(
     Returns prompt, text, ids, prompt_tokens, runtime, prefill_seconds, decode_seconds and tokens_per_second.
     """
     from .runtime.generation import Generation, greedy
-    from .runtime.opening import open_runner
+    from .runtime.opening import home, open_runner
     from .runtime.tokenizer import Tokenizer
 
     if max_new_tokens < 1:
         raise InputError(f"--max-new-tokens: must be positive, found {max_new_tokens}")
     path = Path(model)
-    runner, tokenizer = open_runner(path, runtime), Tokenizer(path)
+    runner, tokenizer = open_runner(path, runtime), Tokenizer(home(path))
     ids = tokenizer.encode(prompt)
     if not ids:
         raise InputError("--prompt: holds no tokens; give some text to continue")
@@ -315,8 +354,12 @@ def _path(value: str | Path | None) -> Path | None:
 
 
 def _options(kind: Any, given: dict[str, Any]) -> Any:
-    known = asdict(kind())
-    unknown = sorted(set(given) - set(known))
-    if unknown:
-        raise InputError(f"unknown option {unknown[0]!r}; expected some of {', '.join(known)}")
+    _known(kind, given)
     return kind(**given)
+
+
+def _known(kind: Any, given: dict[str, Any]) -> None:
+    names = [field.name for field in fields(kind)]
+    unknown = sorted(set(given) - set(names))
+    if unknown:
+        raise InputError(f"unknown option {unknown[0]!r}; expected some of {', '.join(names)}")

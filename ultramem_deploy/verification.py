@@ -12,7 +12,7 @@ import numpy as np
 
 from .errors import InputError
 from .runtime.base import Runner, Trace
-from .runtime.opening import open_runner
+from .runtime.opening import home, open_runner
 from .runtime.tokenizer import Tokenizer, has_tokenizer
 from .tally import Difference, Tally, fallen_tie, first_tokens
 from .text import load_corpus, read_text
@@ -128,7 +128,8 @@ def _windows(ids: np.ndarray, length: int) -> list[np.ndarray]:
 
 def _comparison_tokens(reference: Path, candidate: Path, text: Path | None, tokens: int, vocab: int) -> np.ndarray:
     """At most `tokens` ids, int64: fewer where the user's text holds fewer."""
-    owner = next((path for path in (candidate, reference) if path.is_dir() and has_tokenizer(path)), None)
+    owners = (home(path) for path in (candidate, reference))
+    owner = next((path for path in owners if path.is_dir() and has_tokenizer(path)), None)
     if owner is None:
         if text is not None:
             raise InputError("--text: neither model has a tokenizer.json to read it with")

@@ -10,6 +10,8 @@ import click
 import pytest
 
 from ultramem_deploy.cli.app import VERBS
+from ultramem_deploy.converters.engine.options import DTYPES as ENGINE_DTYPES
+from ultramem_deploy.converters.engine.options import MODES as ENGINE_MODES
 from ultramem_deploy.converters.fold.stage import DTYPES as FOLD_DTYPES
 from ultramem_deploy.converters.fold.stage import MODES
 from ultramem_deploy.converters.heal.options import TRAINABLE, HealOptions
@@ -17,6 +19,7 @@ from ultramem_deploy.converters.importers.convert import DTYPES
 from ultramem_deploy.converters.onnx import TARGETS
 from ultramem_deploy.converters.upcycle.identity import IdentityOptions
 from ultramem_deploy.converters.upcycle.stage import METHODS
+from ultramem_deploy.runtime.engine_backends import BACKENDS
 from ultramem_deploy.runtime.opening import RUNTIMES
 
 
@@ -44,6 +47,9 @@ def test_flags_follow_from_the_dataclass(verb: str, kind: type[Any]) -> None:
         ("fold", "--mode", MODES),
         ("fold", "--dtype", FOLD_DTYPES),
         ("export", "--target", TARGETS),
+        ("build", "--backend", BACKENDS),
+        ("build", "--dtype", ENGINE_DTYPES),
+        ("build", "--mode", ENGINE_MODES),
         ("verify", "--runtime", RUNTIMES),
         ("generate", "--runtime", RUNTIMES),
     ],
@@ -54,7 +60,7 @@ def test_choices_are_those_of_the_converters(verb: str, flag: str, known: Any) -
     assert tuple(kind.choices) == tuple(known)
 
 
-@pytest.mark.parametrize("verb", ["convert", "upcycle", "heal", "fold", "export"])
+@pytest.mark.parametrize("verb", ["convert", "upcycle", "heal", "fold", "export", "build"])
 def test_every_stage_has_the_shared_options(verb: str) -> None:
     assert parameters(verb).keys() >= {"src", "out", "--overwrite", "--copy", "--quiet", "--json"}
 

@@ -31,7 +31,7 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Write `data` to `path` through a temporary name: no reader sees a part, no hard link is written through."""
     temporary = path.with_name(path.name + ".tmp")
     try:

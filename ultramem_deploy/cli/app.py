@@ -20,6 +20,7 @@ VERBS = {
     "heal": "Train the memory layers on text.",
     "fold": "Fold projections, shuffles and key norms into tables and keys.",
     "export": "Canonical checkpoint to an ONNX bundle.",
+    "build": "Canonical checkpoint or bundle to a TensorRT engine.",
     "bundle": "Exported model to a directory that C++ programs and ONNX Runtime GenAI run.",
     "verify": "Compare two models; exit code 1 where they differ.",
     "generate": "Continue a prompt.",

@@ -16,7 +16,7 @@ Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
 
 EXISTING = click.Path(exists=True, path_type=Path)
-RUNTIMES = click.Choice(["torch", "ort", "ort-bodies"])
+RUNTIMES = click.Choice(["torch", "ort", "ort-bodies", "tensorrt"])
 DTYPES = click.Choice(["keep", "float32", "bfloat16", "float16"])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout and nothing else.")
@@ -24,8 +24,8 @@ quiet_option = click.option("--quiet", is_flag=True, help="No progress bar.")
 runtime_option = click.option(
     "--runtime",
     type=RUNTIMES,
-    help="What runs the model: PyTorch, ONNX Runtime with our kernels, or with the operators' function bodies. "
-    "Default: ort for an exported bundle, torch for a checkpoint.",
+    help="What runs the model: PyTorch, ONNX Runtime with our kernels or with the operators' function bodies, or "
+    "TensorRT. Default: ort for an exported bundle, torch for a checkpoint, tensorrt for an engine.",
 )
 dtype_option = click.option(
     "--dtype", type=DTYPES, default="keep", show_default=True, help="Stored type; keep leaves it as the source has it."

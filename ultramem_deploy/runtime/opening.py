@@ -7,18 +7,30 @@ from pathlib import Path
 from ..errors import InputError
 from ..spec import MODEL_TYPE, read_json
 from .base import Runner
+from .engine_manifest import SUFFIX as ENGINE
+from .engine_manifest import model_path
 
-RUNTIMES = ("torch", "ort", "ort-bodies")
+RUNTIMES = ("torch", "ort", "ort-bodies", "tensorrt")
 
 
 def open_runner(path: Path, runtime: str | None = None, dtype: str | None = None) -> Runner:
     """Load a model; None picks ONNX Runtime for a bundle, PyTorch for a canonical checkpoint, else transformers.
+
+    An engine runs in the TensorRT that built it.
 
     dtype (PyTorch alone): as in `model.load`. Raises InputError where the directory does not hold what `runtime` runs.
     """
     kind = _kind(path)
     if runtime not in (None, *RUNTIMES):
         raise InputError(f"--runtime: expected one of {', '.join(RUNTIMES)}, found {runtime!r}")
+    if kind == "engine":
+        if runtime not in (None, "tensorrt"):
+            raise InputError(f"{path.name}: an engine runs in TensorRT alone; leave --runtime {runtime} out")
+        from .tensorrt import open_engine
+
+        return open_engine(path)
+    if runtime == "tensorrt":
+        raise InputError(f"{path.name}: no TensorRT engine: run `ultramem-deploy build` first")
     if runtime in ("ort", "ort-bodies") and kind != "bundle":
         raise InputError(f"{path.name}: no model.onnx for --runtime {runtime}: run `ultramem-deploy export` first")
     if kind == "bundle" and runtime != "torch":
@@ -36,9 +48,16 @@ def open_runner(path: Path, runtime: str | None = None, dtype: str | None = None
     return TorchRunner(path, dtype=dtype)
 
 
+def home(path: Path) -> Path:
+    """The directory with a model's tokenizer: the model itself; of an engine the one that `build` put beside it."""
+    return model_path(path) if path.suffix == ENGINE else path
+
+
 def _kind(path: Path) -> str:
     if not path.exists():
         raise InputError(f"{path}: no such file or directory")
+    if path.suffix == ENGINE and path.is_file():
+        return "engine"
     if (path / "model.onnx").is_file():
         return "bundle"
     config = path / "config.json"

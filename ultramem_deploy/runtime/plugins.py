@@ -12,6 +12,8 @@ from ..errors import InputError
 DISTRIBUTION = "ultramem-deploy"
 ORT_LIBRARY = "libultramem_ort.so"
 ORT_VARIABLE = "ULTRAMEM_ORT_LIBRARY"
+TENSORRT_LIBRARY = "libultramem_tensorrt.so"
+TENSORRT_VARIABLE = "ULTRAMEM_TENSORRT_LIBRARY"
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -21,14 +23,24 @@ def ort_library() -> Path:
     Looks at $ULTRAMEM_ORT_LIBRARY, then the installed package, then the checkout's build folder. Raises InputError with
     the command that builds it where it is in none of them.
     """
-    named = os.environ.get(ORT_VARIABLE)
+    return _library(ORT_LIBRARY, ORT_VARIABLE, "`pip install .` builds it, or `make plugins` in a checkout")
+
+
+def tensorrt_library() -> Path:
+    """The library of TensorRT plugins (`IPluginRegistry.load_library`); looked for and refused as `ort_library`."""
+    how = "`make plugins` in a checkout builds it where nvcc is installed"
+    return _library(TENSORRT_LIBRARY, TENSORRT_VARIABLE, how)
+
+
+def _library(name: str, variable: str, how: str) -> Path:
+    named = os.environ.get(variable)
     if named:
         if not Path(named).is_file():
-            raise InputError(f"{ORT_VARIABLE} names {named}, which is not a file: correct it or unset it")
+            raise InputError(f"{variable} names {named}, which is not a file: correct it or unset it")
         return Path(named)
-    found = _installed() or _built()
+    found = _installed(name) or _built(name)
     if found is None:
-        raise InputError(f"{ORT_LIBRARY} is not built: `pip install .` builds it, or `make plugins` in a checkout")
+        raise InputError(f"{name} is not built: {how}")
     return found
 
 
@@ -57,16 +69,16 @@ def _text(library: ctypes.CDLL, name: str) -> str:
     return (function() or b"").decode()
 
 
-def _installed() -> Path | None:
+def _installed(name: str) -> Path | None:
     """The library beside the installed package; an editable install keeps it in site-packages all the same."""
     try:
-        path = Path(str(metadata.distribution(DISTRIBUTION).locate_file(f"ultramem_deploy/lib/{ORT_LIBRARY}")))
+        path = Path(str(metadata.distribution(DISTRIBUTION).locate_file(f"ultramem_deploy/lib/{name}")))
     except metadata.PackageNotFoundError:
         return None
     return path if path.is_file() else None
 
 
-def _built() -> Path | None:
+def _built(name: str) -> Path | None:
     """The newest build of the checkout that this file is part of."""
-    builds = [p for p in (CHECKOUT / "build").glob(f"**/{ORT_LIBRARY}") if p.is_file()]
+    builds = [p for p in (CHECKOUT / "build").glob(f"**/{name}") if p.is_file()]
     return max(builds, key=lambda p: p.stat().st_mtime, default=None)
