@@ -185,7 +185,8 @@ def _lineage(provenance: dict[str, Any] | None) -> list[dict[str, Any]]:
         return []
     source = provenance.get("source")
     sources = source if isinstance(source, list) else [source]
-    own = provenance | {"source": [one["name"] for one in sources if isinstance(one, dict) and "name" in one]}
+    names = [one.get("name") for one in sources if isinstance(one, dict)]
+    own = provenance | {"source": [name for name in names if isinstance(name, str)]}
     return [{key: entry.get(key) for key in _STAGE_KEYS} for entry in (*provenance["lineage"], own)]
 
 
