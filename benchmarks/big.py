@@ -1,4 +1,4 @@
-"""What the benchmarks of large tables share: sources, disk checks, plain copying, peak memory of another process."""
+"""What the benchmarks of large tables share: disk checks, plain copying, another process's peak memory, the verdict."""
 
 from __future__ import annotations
 
@@ -8,18 +8,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
-from ultramem_deploy.checkpoint import Stage, TensorTask, numpy_dtype
-from ultramem_deploy.checkpoint.provenance import SourceRecord
-from ultramem_deploy.layout import tensor_layout
-from ultramem_deploy.spec import DecoderSpec, MemoryLayerSpec, ModelSpec, NormSpec, RopeSpec, TableSpec
+from benchmarks.common import print_json
 
 ALLOWANCE = 500_000_000
 TARGET = 0.7
@@ -38,46 +34,6 @@ seconds = time.perf_counter() - start
 peak = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 print(json.dumps({"seconds": seconds, "peak_rss_bytes": peak}))
 """
-
-
-def model(hidden: int, knum: int, key_width: int, value_width: int, top_m: int, layers: int) -> ModelSpec:
-    """Memory layers of one of P1's shapes (E = 4, two heads) on a decoder that is as small as it can be."""
-    norm = NormSpec("rms", 1e-5)
-    decoder = DecoderSpec(
-        hidden_size=hidden, intermediate_size=16, num_layers=layers, num_heads=1, num_kv_heads=1, head_dim=16,
-        vocab_size=64, max_positions=64, norm=norm, rope=RopeSpec(10000.0), tie_embeddings=True,
-    )  # fmt: skip
-    memory = tuple(
-        MemoryLayerSpec(
-            kind="ultramem_v1", read_block=i, write_block=i, heads=2, top_m=top_m, row_keys=2 * knum,
-            col_keys=2 * knum, key_width=key_width, table=f"layer{i}", slots=knum**2, query_norm=norm, key_norm=norm,
-            blocks=4, shuffle=True,
-        )
-        for i in range(layers)
-    )  # fmt: skip
-    return ModelSpec(decoder, memory, {f"layer{i}": TableSpec(knum**2, value_width) for i in range(layers)})
-
-
-def write_source(directory: Path, spec: ModelSpec) -> int:
-    """A canonical bfloat16 checkpoint of random numbers; returns the bytes of its tables."""
-    tasks = [_task(name, tensor.shape) for name, tensor in tensor_layout(spec).items()]
-    with Stage(directory, "random", SourceRecord("random", "file", {}, "0"), {}) as stage:
-        tables = [task for task in tasks if task.name.startswith("tables.")]
-        stage.write_tensors("decoder", [task for task in tasks if not task.name.startswith("tables.")])
-        stage.write_tensors("tables", tables)
-        stage.write_json("config.json", spec.to_config())
-    return sum(task.nbytes for task in tables)
-
-
-def _task(name: str, shape: tuple[int, ...]) -> TensorTask:
-    if name.endswith(".shuffle"):
-        return TensorTask.of(name, np.random.default_rng(0).permutation(shape[0]))
-
-    def rows(start: int, stop: int) -> np.ndarray[Any, Any]:
-        values = np.random.default_rng(start).random((stop - start, *shape[1:]), dtype=np.float32)
-        return (values - np.float32(0.5)).astype(numpy_dtype("bfloat16"))
-
-    return TensorTask(name, "bfloat16", shape, rows)
 
 
 @contextmanager
@@ -108,15 +64,58 @@ def run_alone(verb: str, **options: Any) -> dict[str, Any]:
     return found
 
 
-def copy_seconds(source: Path, target: Path) -> float:
-    """Seconds of reading `source` and writing `target`, synced, block by block."""
-    start = time.perf_counter()
-    with open(source, "rb", buffering=0) as reader, open(target, "wb", buffering=0) as writer:
-        shutil.copyfileobj(reader, writer, _BLOCK)
-        os.fsync(writer.fileno())
-    seconds = time.perf_counter() - start
-    target.unlink()
-    return seconds
+def copy_seconds(files: Iterable[Path], folder: Path) -> float:
+    """Seconds of plain copying: each file read and written block by block through the page cache, and synced."""
+    total = 0.0
+    for file in files:
+        forget(file)
+        target = folder / "copied"
+        start = time.perf_counter()
+        with open(file, "rb", buffering=0) as reader, open(target, "wb", buffering=0) as writer:
+            shutil.copyfileobj(reader, writer, _BLOCK)
+            os.fsync(writer.fileno())
+        total += time.perf_counter() - start
+        target.unlink()
+    return total
+
+
+def forget(file: Path) -> None:
+    """Drop a file from the page cache, so that whoever reads it next reads the disk."""
+    with open(file, "rb") as stream:
+        os.fsync(stream.fileno())
+        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def judged(found: dict[str, Any], budget: int, moved: int, others: dict[str, float]) -> dict[str, Any]:
+    """The figures of a run that wrote `moved` bytes against the seconds that `others` took for the same bytes."""
+    rates = {f"{name}_gb_per_second": moved / seconds / 1e9 for name, seconds in others.items()}
+    ratio = max(others.values()) / found["seconds"]
+    limit = budget + ALLOWANCE
+    return {
+        "gb": moved / 1e9,
+        "seconds": found["seconds"],
+        "gb_per_second": moved / found["seconds"] / 1e9,
+        **rates,
+        "ratio": ratio,
+        "ratio_target": TARGET,
+        "peak_rss_mb": found["peak_rss_bytes"] / 1e6,
+        "peak_limit_mb": limit / 1e6,
+        "passed": ratio >= TARGET and found["peak_rss_bytes"] <= limit,
+    }
+
+
+def big_options(command: Callable[..., None]) -> click.Command:
+    """--quick, --budget, --jobs, --directory and --json, as every benchmark of large tables has them."""
+    options = (
+        click.option("--quick", is_flag=True, help="Tables of 0.4 GB."),
+        click.option("--budget", default="2GiB", show_default=True, help="The stage's --memory-budget."),
+        click.option("--jobs", type=click.IntRange(1), help="The stage's --jobs."),
+        click.option("--directory", default=".", type=click.Path(exists=True, path_type=Path), help="Where files lie."),
+        click.option("--json", "as_json", is_flag=True, help="Print the result as a JSON object, last line."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return click.command()(command)
 
 
 def report(result: dict[str, Any], as_json: bool) -> None:
@@ -124,6 +123,6 @@ def report(result: dict[str, Any], as_json: bool) -> None:
     for name, value in result.items():
         print(f"{name:28} {value:.4g}" if isinstance(value, float) else f"{name:28} {value}")
     if as_json:
-        print(json.dumps(result))
+        print_json(result)
     if not result["passed"]:
         sys.exit(1)

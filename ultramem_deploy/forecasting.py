@@ -11,8 +11,10 @@ from .converters.importers import ImportPlan, Source, choose_importer, open_sour
 from .defaults import BATCHES, DEFAULT_BUDGET
 from .errors import InputError
 from .planning.choice import Choice, Room, choose_folds, folds_of, layer_report
+from .planning.folds import folded_spec
 from .planning.machine import available_memory, default_jobs, free_disk, total_memory
 from .planning.profile import load_profile
+from .planning.sizes import prefill_bytes, prefill_chunk
 from .planning.stages import Machine, StagePlan, StageWork, plan_stage
 from .planning.work import Stored, Tensors, convert_work, converted, export_work, fold_work
 from .spec import MODEL_TYPE, ModelSpec
@@ -47,6 +49,7 @@ def forecast(
         "memory_budget_bytes": memory_budget,
         "layers": [layer_report(plan.spec, i, choice, dtypes, batches) for i, choice in enumerate(choices)],
         "stages": [asdict(one) for one in plans],
+        "prefill": _prefill(plan.spec, choices if "fold" in stages else []),
         "profile": asdict(profile),
         "warnings": plan.warnings,
         "fits": all(one.fits for one in plans),
@@ -63,6 +66,13 @@ def stored_tensors(plan: ImportPlan) -> dict[str, Stored]:
         file = tensor.stored.file if tensor.stored and tensor.stored.file not in changed else None
         result[name] = Stored(tuple(tensor.shape), tensor.dtype, str(file) if file else None)
     return result
+
+
+def _prefill(spec: ModelSpec, choices: Sequence[Choice]) -> dict[str, int]:
+    """Tokens of a prompt fed at once, and the peak bytes that the memory layers hold meanwhile; after the folds."""
+    after = folded_spec(spec, *folds_of(choices)) if choices else spec
+    tokens = prefill_chunk(after)
+    return {"tokens_at_once": tokens, "peak_memory_bytes": prefill_bytes(after, tokens)}
 
 
 def _choices(spec: ModelSpec, tensors: Tensors, batches: Sequence[int], free: int) -> list[Choice]:

@@ -215,7 +215,8 @@ def plan(
     """What the stages would make of `src` and whether they fit, from headers and configurations alone.
 
     `stage` None plans the chain that makes sense for `src`; `calibrate` measures the machine first, beside `src`.
-    Returns source, family, batches, memory_budget_bytes, layers, stages, profile, warnings and fits; sizes in bytes.
+    Returns source, family, batches, memory_budget_bytes, layers, stages, prefill, profile, warnings and fits; sizes in
+    bytes.
     Raises InputError for what cannot be planned; what does not fit is an answer, not an error.
     """
     from .forecasting import forecast

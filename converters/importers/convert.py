@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ultramem_deploy.checkpoint import Stage, TensorInfo, TensorTask, source_record
+from ultramem_deploy.checkpoint import Stage, TensorInfo, TensorTask, identified
 from ultramem_deploy.checkpoint.budget import chunks_in_flight
 from ultramem_deploy.checkpoint.cast import cast, cast_scratch
 from ultramem_deploy.checkpoint.header import shown
@@ -61,7 +61,7 @@ def import_checkpoint(
         "dtype": dtype,
         "warnings": warnings,
     }
-    record = source_record(source.gguf or source.path, jobs, source.weight_files)
+    record = identified(source.gguf or source.path, source.weight_files)
     options = {"family": plan.family, "dtype": dtype}
     chunks_in_flight([_task(n, t, targets[n]) for n, t in plan.tensors.items()], 1, memory_budget)
     with Stage(

@@ -53,7 +53,7 @@ def test_resume_after_sigkill_gives_the_same_bytes(source: Path, tmp_path: Path,
     first = partial / "model-w-00001-of-00003.safetensors"
     inode = first.stat().st_ino
     assert sorted(file.name for file in partial.glob("*.safetensors")) == [first.name]
-    assert (partial / "model-w-00002-of-00003.safetensors.tmp").exists()
+    assert (partial / "model-w-00002-of-00003.safetensors.part").exists()
 
     resumed, errors = spawn(SCRIPT, source, out, "never").communicate(timeout=60)
     assert resumed.strip() == first.name, errors

@@ -26,7 +26,7 @@ class HashedFile:
 
     def __init__(self, path: Path, start: int, digest: hashlib._Hash, direct: bool) -> None:
         self.end, self._digest = start, digest
-        self._handle = _open(path, direct)
+        self._handle = open_to_append(path, direct)
         self._blocks = [mmap.mmap(-1, BLOCK_BYTES) for _ in range(2)]  # page-aligned, as direct I/O wants
         self._filled, self._turn = 0, 0
         self._hashed: list[Future[None] | None] = [None, None]
@@ -82,7 +82,8 @@ class HashedFile:
             pending.result()
 
 
-def _open(path: Path, direct: bool) -> int:
+def open_to_append(path: Path, direct: bool) -> int:
+    """A handle that writes `path`, around the page cache where that is asked for and possible."""
     flags = os.O_WRONLY | os.O_CREAT
     if direct and hasattr(os, "O_DIRECT"):
         try:

@@ -13,18 +13,24 @@ from pathlib import Path
 from ultramem_deploy.errors import InputError
 
 _BLOCK = 4 << 20
+_AHEAD = 16 << 20
 _FICLONE = 0x40049409  # ioctl that shares the extents of two files (btrfs, xfs, bcachefs); Linux only
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a file as hex, read in blocks (hashing releases the GIL); InputError when it cannot be read."""
+def sha256_file(path: Path, stopped: Callable[[], bool] = lambda: False) -> str:
+    """SHA-256 of a file as hex, read in blocks (hashing releases the GIL); InputError when it cannot be read.
+
+    Gives up, with whatever it has, as soon as `stopped` says so.
+    """
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_BLOCK))
     try:
         with open(path, "rb", buffering=0) as stream:
-            while count := stream.readinto(buffer):
+            while not stopped() and (count := stream.readinto(buffer)):
+                # The kernel reads what comes next while this is hashed.
+                os.posix_fadvise(stream.fileno(), stream.tell(), _AHEAD, os.POSIX_FADV_WILLNEED)
                 digest.update(buffer[:count])
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None

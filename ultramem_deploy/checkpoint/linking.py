@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ultramem_deploy.checkpoint.contents import Contents
@@ -18,7 +18,7 @@ class Linker:
     `how`: for each file taken over, "hardlink", "reflink" or "copy".
     """
 
-    def __init__(self, partial: Partial, contents: Contents, sources: Sequence[SourceRecord]) -> None:
+    def __init__(self, partial: Partial, contents: Contents, sources: Callable[[], Sequence[SourceRecord]]) -> None:
         self.how: dict[str, str] = {}
         self._partial, self._contents, self._sources = partial, contents, sources
 
@@ -48,7 +48,7 @@ class Linker:
         return free
 
     def _known_hash(self, file: Path, size: int) -> str | None:
-        for one in self._sources:
+        for one in self._sources():
             root = None if one.path is None else one.path if one.path.is_dir() else one.path.parent
             if root is not None and file.absolute().is_relative_to(root.absolute()):
                 entry = one.files.get(file.absolute().relative_to(root.absolute()).as_posix(), {})

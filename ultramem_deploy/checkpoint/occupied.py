@@ -9,11 +9,12 @@ from typing import Any
 
 from ultramem_deploy.checkpoint.files import sha256_file
 from ultramem_deploy.checkpoint.partial import difference
+from ultramem_deploy.checkpoint.pending import PendingSource
 from ultramem_deploy.checkpoint.provenance import CHEAP, SourceRecord, fingerprint, read_provenance
 from ultramem_deploy.errors import InputError
 
 
-def check_sources(out: Path, sources: Iterable[SourceRecord]) -> None:
+def check_sources(out: Path, sources: Iterable[SourceRecord | PendingSource]) -> None:
     """InputError when a source lies in `out`, or `out` in a source's directory: a stage never changes its input."""
     for one in sources:
         if one.path is not None and one.path.resolve().is_relative_to(out.resolve()):

@@ -7,12 +7,13 @@ import fcntl
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ultramem_deploy.checkpoint.files import files_below, fsync_directory, remove_children, write_atomic
 from ultramem_deploy.checkpoint.journal import JOURNAL_SUFFIX, PART_SUFFIX
-from ultramem_deploy.checkpoint.provenance import PROVENANCE_NAME, pretty_json
+from ultramem_deploy.checkpoint.provenance import PROVENANCE_NAME, fingerprint, pretty_json
 from ultramem_deploy.errors import InputError
 
 LOCK_NAME = ".lock"
@@ -54,11 +55,16 @@ class Partial:
         shutil.rmtree(self.path, ignore_errors=True)
         self.release()
 
-    def adopt(self, identity: str, parts: dict[str, Any]) -> tuple[bool, str | None]:
-        """Take over what an earlier run left: (only the renames are missing, why work was thrown away if any was)."""
-        state = _lenient(self.path / STATE_NAME)
-        if not state and _lenient(self.path / PROVENANCE_NAME).get("fingerprint") == identity:
-            return True, None
+    def is_whole(self, identity: Callable[[], str]) -> bool:
+        """Whether only the renames are missing of an output whose fingerprint is `identity`."""
+        if (self.path / STATE_NAME).exists():
+            return False
+        made = _lenient(self.path / PROVENANCE_NAME).get("fingerprint")
+        return made is not None and made == identity()
+
+    def adopt(self, parts: dict[str, Any]) -> str | None:
+        """Take over what an earlier run left that had the same `parts`; why work was thrown away, if any was."""
+        identity, state = fingerprint(parts), _lenient(self.path / STATE_NAME)
         reason, same = None, state.get("fingerprint") == identity
         if same:
             self._load_records()
@@ -70,7 +76,7 @@ class Partial:
         )
         write_atomic(self.path / STATE_NAME, pretty_json({"fingerprint": identity, "parts": parts}))
         self._save()
-        return False, reason
+        return reason
 
     def is_bare(self) -> bool:
         """Whether the directory holds no work at all."""

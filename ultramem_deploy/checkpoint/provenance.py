@@ -119,17 +119,27 @@ def source_record(
         files = _recorded_files(where, recorded)
         chain = (*recorded["lineage"], _own_stage(recorded))
         return SourceRecord(_basename(where), "stage", files, fingerprint(files), chain, where)
-    if where.is_dir():
-        files = _hash(where, _relevant(where) if weights is None else _chosen(where, weights), jobs)
-    elif where.is_file():
-        files = _hash(where.parent, [where.name], jobs)
-    else:
-        raise InputError(f"{where}: no such file or directory")
-    if not files:
-        raise InputError(f"{where}: holds no checkpoint: no file ends in {', '.join(sorted(_WEIGHTS | _TEXTS))}")
+    root, names = source_files(where, weights)
+    files = _hash(root, names, jobs)
     return SourceRecord(
         _basename(where), "directory" if where.is_dir() else "file", files, fingerprint(files), (), where
     )
+
+
+def source_files(where: Path, weights: Sequence[Path] | None = None) -> tuple[Path, list[str]]:
+    """What identifies a source that no stage of ours made: a directory, and the names of files below it.
+
+    `weights` as for `source_record`. InputError when there is nothing to hash.
+    """
+    if where.is_dir():
+        root, names = where, _relevant(where) if weights is None else _chosen(where, weights)
+    elif where.is_file():
+        root, names = where.parent, [where.name]
+    else:
+        raise InputError(f"{where}: no such file or directory")
+    if not names:
+        raise InputError(f"{where}: holds no checkpoint: no file ends in {', '.join(sorted(_WEIGHTS | _TEXTS))}")
+    return root, names
 
 
 def fingerprint(value: Any) -> str:

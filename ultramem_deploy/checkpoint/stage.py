@@ -17,6 +17,7 @@ from ultramem_deploy.checkpoint.journal import JOURNAL_SUFFIX, PART_SUFFIX, Jour
 from ultramem_deploy.checkpoint.linking import Linker
 from ultramem_deploy.checkpoint.occupied import check_sources, is_made
 from ultramem_deploy.checkpoint.partial import RESUME_PREFIX, STATE_NAMES, Partial
+from ultramem_deploy.checkpoint.pending import PendingSource
 from ultramem_deploy.checkpoint.provenance import (
     PROVENANCE_NAME,
     SourceRecord,
@@ -51,7 +52,7 @@ class Stage:
         self,
         out: str | os.PathLike[str],
         name: str,
-        source: SourceRecord | list[SourceRecord],
+        source: SourceRecord | PendingSource | list[SourceRecord],
         options: Mapping[str, Any],
         *,
         overwrite: bool = False,
@@ -70,7 +71,7 @@ class Stage:
         """
         self.out = _normal(Path(out))
         self.name = name
-        self.sources = [source] if isinstance(source, SourceRecord) else list(source)
+        self._given = list(source) if isinstance(source, list) else [source]
         self.options: dict[str, Any] = plain(options)
         self.overwrite = overwrite
         self.copy = copy
@@ -84,18 +85,31 @@ class Stage:
         self.restarted: str | None = None
         self.continued: dict[str, int] = {}
         self.receipt: dict[str, Any] = {}
-        self._parts = {
-            "stage": name,
-            "source": [one.fingerprint for one in self.sources],
-            "options": self.options,
-            "shard size": max_shard_bytes,
-            "tool version": tool_version(),
-        }
-        self.fingerprint = fingerprint(self._parts)
         self._partial = Partial(self.out)
         self._contents = Contents()
-        self._linker = Linker(self._partial, self._contents, self.sources)
+        self._linker = Linker(self._partial, self._contents, lambda: self.sources)
         self._done = self._total = 0
+
+    @property
+    def sources(self) -> list[SourceRecord]:
+        """What the stage reads; waits for the hashes of what somebody else saved."""
+        return [one.record if isinstance(one, PendingSource) else one for one in self._given]
+
+    def _parts(self, sources: list[Any]) -> dict[str, Any]:
+        """All that decides the output, as what tells one such stage from another."""
+        return {
+            "stage": self.name,
+            "source": sources,
+            "options": self.options,
+            "shard size": self.max_shard_bytes,
+            "tool version": tool_version(),
+        }
+
+    def _made_of(self) -> dict[str, Any]:
+        return self._parts([one.fingerprint for one in self.sources])
+
+    def _resumes(self) -> dict[str, Any]:
+        return self._parts([one.marks if isinstance(one, PendingSource) else one.fingerprint for one in self._given])
 
     @property
     def workdir(self) -> Path:
@@ -115,19 +129,17 @@ class Stage:
     def __enter__(self) -> Stage:
         """Lock the working directory, take over what an interrupted run left; InputError when `out` is in the way."""
         try:
-            check_sources(self.out, self.sources)
-            self.up_to_date = is_made(self.out, self._parts, self.overwrite)
-            if self.up_to_date:
-                return self._recorded()
-            self._partial.acquire()
-            if is_made(self.out, self._parts, self.overwrite):
-                self._partial.discard()
-                self.up_to_date = True
-            else:
-                only_renames, self.restarted = self._partial.adopt(self.fingerprint, self._parts)
-                if only_renames:
+            check_sources(self.out, self._given)
+            if not self._is_made():
+                self._partial.acquire()
+                if self._is_made():
+                    self._partial.discard()
+                elif self._partial.is_whole(lambda: fingerprint(self._made_of())):
                     self._partial.publish()
                     self.up_to_date = True
+                else:
+                    self.restarted = self._partial.adopt(self._resumes())
+                    self._start_hashing()
         except OSError as error:
             self._partial.release()
             raise InputError(
@@ -137,6 +149,20 @@ class Stage:
             self._partial.release()
             raise
         return self._recorded() if self.up_to_date else self
+
+    def _is_made(self) -> bool:
+        self.up_to_date = self.out.exists() and is_made(self.out, self._made_of(), self.overwrite)
+        return self.up_to_date
+
+    def _start_hashing(self) -> None:
+        for one in self._given:
+            if isinstance(one, PendingSource):
+                one.start()
+
+    def _stop_hashing(self) -> None:
+        for one in self._given:
+            if isinstance(one, PendingSource):
+                one.stop()
 
     def _recorded(self) -> Stage:
         self.receipt = dict((read_provenance(self.out) or {}).get("receipt") or {})
@@ -156,6 +182,7 @@ class Stage:
         except OSError as failure:
             raise InputError(f"{self.out}: cannot be finished: {failure.strerror or failure}; then run again") from None
         finally:
+            self._stop_hashing()
             self._partial.release()
 
     @property
@@ -290,7 +317,7 @@ class Stage:
             self.name,
             self.options,
             self.sources,
-            self.fingerprint,
+            fingerprint(self._made_of()),
             self.max_shard_bytes,
             self._contents.described(self.workdir),
             self.receipt,

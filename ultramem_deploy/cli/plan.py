@@ -102,6 +102,10 @@ def _remarks(result: dict[str, Any]) -> list[str]:
     for stage in result["stages"]:
         pairs = zip(stage["short"], stage["advice"], strict=True)
         lines += [f"{stage['stage']} does not fit: {short}; {advice}" for short, advice in pairs]
+    prefill = result["prefill"]
+    if prefill["peak_memory_bytes"]:
+        peak = size(prefill["peak_memory_bytes"])
+        lines.append(f"prefill: {prefill['tokens_at_once']} tokens at once, memory layers hold up to {peak} meanwhile")
     profile = result["profile"]
     hint = "" if profile["source"] == "measured" else "; `plan SRC --calibrate` measures this machine"
     lines.append(f"times: {profile['source']} profile, {profile['machine']}{hint}")

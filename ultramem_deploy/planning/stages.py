@@ -98,23 +98,25 @@ def plan_stage(work: StageWork, machine: Machine, disk_free: int) -> StagePlan:
         output_bytes=sum(piece.nbytes for piece in work.pieces) + work.extra_disk,
         disk_needed_bytes=disk,
         disk_free_bytes=disk_free,
-        seconds=round(seconds(work, machine.profile), 2),
+        seconds=round(seconds(work, machine.profile, machine.jobs), 2),
         fits=not found,
         short=[short for short, _ in found],
         advice=[advice for _, advice in found],
     )
 
 
-def seconds(work: StageWork, profile: MachineProfile) -> float:
-    """Predicted time: hashing the source, then the slower of moving the bytes and of computing them."""
+def seconds(work: StageWork, profile: MachineProfile, cores: int) -> float:
+    """Predicted time: everything overlaps, so it is the slowest of moving the bytes, of hashing one file from front to
+    back, and of all that the cores have to do.
+    """
     made = [piece for piece in work.pieces if not piece.linked]
     written, read = sum(piece.nbytes for piece in made), sum(piece.read for piece in made)
     moving = read / profile.read_bytes_per_second + written / profile.write_bytes_per_second
+    hashing = max(written, work.hashed) / profile.hash_bytes_per_second
     computing = sum(piece.flops for piece in made) / profile.gemm_flops_per_second
     computing += sum(piece.gathered for piece in made) / profile.random_row_bytes_per_second
-    computing += written / profile.hash_bytes_per_second
-    identifying = work.hashed / min(profile.read_bytes_per_second, profile.hash_bytes_per_second)
-    return identifying + max(moving, computing)
+    computing += (written + work.hashed) / (profile.hash_bytes_per_second * cores)
+    return max(moving, hashing, computing)
 
 
 def _lack(what: str, needed: int, available: int) -> str:
