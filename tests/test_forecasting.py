@@ -111,7 +111,8 @@ def test_fields_and_figures(written: Written) -> None:
     assert found["batches"] == [1, 16] and found["memory_budget_bytes"] == 1 << 30
     (layer,) = found["layers"]
     assert layer.keys() == {
-        "layer", "choice", "rank_one_keys", "reason", "table_bytes_before", "table_bytes_after", "bytes_per_token_before",
+        "layer", "choice", "rank_one_keys", "reason", "table_bytes_before", "table_bytes_after",
+        "bytes_per_token_before",
         "bytes_per_token_after",
     }  # fmt: skip
     assert layer["bytes_per_token_before"].keys() == {"1", "16"}
@@ -129,7 +130,7 @@ def test_chains(written: Written, tmp_path: Path) -> None:
     assert [s["stage"] for s in plan(written(b.V1, "v1"), stage="fold")["stages"]] == ["fold"]
     with pytest.raises(InputError, match="--stage fold: the model has no memory layers"):
         plan(tmp_path / "dense", stage="fold")
-    with pytest.raises(InputError, match="--stage: quantize is not available yet; expected one of convert, fold"):
+    with pytest.raises(InputError, match="quantize: --tables: the model has no memory layers"):
         plan(tmp_path / "dense", stage="quantize")
     with pytest.raises(InputError, match="--stage: expected one of .* found 'heal'"):
         plan(tmp_path / "dense", stage="heal")

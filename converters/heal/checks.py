@@ -26,6 +26,10 @@ def check_options(spec: ModelSpec, options: HealOptions) -> None:
             f"heal: memory layer {folded[0]} has rank-1 keys, which are folded from its keys and would not follow them;"
             " heal the checkpoint from before `fold`"
         )
+    codes = [f"table {name!r} ({table.storage})" for name, table in spec.tables.items() if table.storage != "float"]
+    codes += [f"dense weights ({spec.decoder.dense})"] if spec.decoder.dense != "float" else []
+    if codes:
+        raise InputError(f"heal: {', '.join(codes)}: a quantised model cannot be trained; heal first, then quantize")
     if options.train not in TRAINABLE:
         raise InputError(f"--train: expected one of {', '.join(TRAINABLE)}, found {options.train!r}")
     for name in ("steps", "batch", "lr", "value_lr"):
