@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from .checkpoint.header import shown
+from .checkpoint.header import label
 from .errors import ConfigError, InputError
 from .spec_rules import model_problems as model_problems
 
@@ -359,16 +359,10 @@ def _head_problems(body: dict[str, Any]) -> list[str]:
 
 
 def _describe(error: Any) -> str:
-    where = ".".join(map(_printable, error["loc"])) or "(root)"
+    where = ".".join(map(label, error["loc"])) or "(root)"
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{where}: unknown key"
     if error["type"] in ("missing", "missing_argument"):
         return f"{where}: missing"
     found = repr(error["input"])
     return f"{where}: {error['msg']}, found {found if len(found) <= 80 else found[:77] + '...'}"
-
-
-def _printable(part: object) -> str:
-    """A key of a configuration, as it is where it can stand in a line."""
-    text = str(part)
-    return text if text.isprintable() and 0 < len(text) <= 80 else shown(text)

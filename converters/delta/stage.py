@@ -10,6 +10,7 @@ import numpy as np
 from ultramem_deploy.checkpoint import Checkpoint, Stage, TensorTask, source_record
 from ultramem_deploy.checkpoint.carry import carry
 from ultramem_deploy.checkpoint.companions import companion_files
+from ultramem_deploy.checkpoint.header import shown
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.spec import ModelSpec, read_json
 
@@ -121,10 +122,10 @@ def read_delta(delta: Path) -> dict[str, Any]:
         )
     for name, entry in description["tensors"].items():
         if not isinstance(entry, dict) or entry.get("kind") not in ("rows", "replaced", "added", "removed"):
-            raise InputError(f"{delta}/{DESCRIPTION}: tensor {name}: not an entry that this version knows")
+            raise InputError(f"{delta}/{DESCRIPTION}: tensor {shown(name)}: not an entry that this version knows")
         if not isinstance(entry.get("rows"), int):
             raise InputError(
-                f"{delta}/{DESCRIPTION}: tensor {name}: rows: expected a number, found {entry.get('rows')!r}"
+                f"{delta}/{DESCRIPTION}: tensor {shown(name)}: rows: expected a number, found {entry.get('rows')!r}"
             )
     return description
 
@@ -134,7 +135,9 @@ def _check_base(base: Path, source: Checkpoint, entries: dict[str, dict[str, Any
         expected = entry.get("base_sha256")
         found = tensor_sha256(source, name) if name in source.tensors else None
         if found != expected:
-            raise InputError(f"{base}: tensor {name} is not the one that the delta was made from: patch its own base")
+            raise InputError(
+                f"{base}: tensor {shown(name)} is not the one that the delta was made from: patch its own base"
+            )
 
 
 def _patched(name: str, entry: dict[str, Any], source: Checkpoint, delta: Checkpoint) -> TensorTask:
@@ -145,7 +148,9 @@ def _patched(name: str, entry: dict[str, Any], source: Checkpoint, delta: Checkp
     limit = info.shape[0] if info.shape else 1
     ordered = rows.ndim == 1 and bool((np.diff(rows) > 0).all()) and (not len(rows) or 0 <= rows[0] <= rows[-1] < limit)
     if not ordered or values.shape != (len(rows), *info.shape[1:]) or delta.info(f"{name}:values").dtype != info.dtype:
-        raise InputError(f"{delta.path}: tensor {name}: rows and values do not fit the base's {list(info.shape)}")
+        raise InputError(
+            f"{delta.path}: tensor {shown(name)}: rows and values do not fit the base's {list(info.shape)}"
+        )
 
     def merged(start: int, stop: int) -> np.ndarray[Any, Any]:
         out = source.read_rows(name, start, stop)

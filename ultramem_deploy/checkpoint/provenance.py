@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ultramem_deploy.checkpoint.files import sha256_file
-from ultramem_deploy.checkpoint.header import shown, strict_json
+from ultramem_deploy.checkpoint.header import label, shown, strict_json
 from ultramem_deploy.checkpoint.index import inside
 from ultramem_deploy.errors import InputError
 
@@ -97,7 +97,7 @@ def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     if document.get("format") != _FORMAT:
         raise InputError(
             f"{file}: format {shown(document.get('format'))}, this version reads {_FORMAT};"
-            f" install {_TOOL} {tool.get('version')}"
+            f" install {_TOOL} {label(tool.get('version'))}"
         )
     _check_fields(file, document)
     return document

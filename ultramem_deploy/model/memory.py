@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import nn
@@ -98,7 +97,8 @@ class MemoryLayer(nn.Module):
 
     def forward(self, hidden: torch.Tensor, table: ValueTable) -> torch.Tensor:
         """hidden [T, d] -> [T, d]; runs over tokens in chunks so that no intermediate exceeds about 64 MiB."""
-        hidden = hidden.to(self.col_keys.dtype)
+        # Folded keys are float32 whatever the weights are.
+        hidden = hidden.to(self.col_keys.dtype if self.spec.scoring == "signed" else self.query.weight.dtype)
         parts = [self._forward_chunk(part, table) for part in torch.split(hidden, self.chunk_tokens)]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
@@ -213,12 +213,12 @@ class MemoryLayer(nn.Module):
         s = self.spec
         if not s.expanded:
             values, scales = table.values, table.values_scales
-            return cast(torch.Tensor, sparse_lookup(values, addresses, scores, s.output_blocks, scales))
+            return sparse_lookup(values, addresses, scores, s.output_blocks, scales)
         # An expanded row is M rows of d numbers, one a core: the plain lookup on the same bytes, seen as [N*M, d].
         rows = table.values.view(len(table.values) * s.cores, -1)
         core = torch.arange(s.cores, device=addresses.device)
         spread = (addresses[..., None] * s.cores + core).flatten(1)
-        return cast(torch.Tensor, sparse_lookup(rows, spread, scores.flatten(1)[..., None], 1, table.values_scales))
+        return sparse_lookup(rows, spread, scores.flatten(1)[..., None], 1, table.values_scales)
 
     def _project(self, looked_up: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         if self.spec.output_gate:
