@@ -135,6 +135,7 @@ EXPERTS = {"layers": [0], "count": 8, "width": 12, "routing": {"top_k": 2}}
 SPARE = {"rows": 1, "value_width": 1}
 RULES: dict[str, tuple[Any, str]] = {
     "decoder__hidden_size": (0, "decoder.hidden_size: must be positive, found 0"),
+    "decoder__num_layers": (10**9, "decoder.num_layers: must be at most 10000, found 1000000000"),
     "decoder__num_kv_heads": (3, "decoder.num_kv_heads: must divide num_heads (4), found 3"),
     "decoder__head_dim": (15, "decoder.head_dim: rotary positions need an even size, found 15"),
     "decoder__ffn_widths": ([48], "decoder.ffn_widths: expected 2 numbers or none, found 1"),

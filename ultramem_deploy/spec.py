@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from .checkpoint.header import label
+from .checkpoint.header import label, shown
 from .errors import ConfigError, InputError
 from .spec_rules import model_problems as model_problems
 
@@ -347,7 +347,7 @@ class ModelSpec:
         config = read_json(directory / "config.json")
         if config.get("model_type") != MODEL_TYPE:
             raise InputError(
-                f"{directory}: not a canonical checkpoint (model_type {str(config.get('model_type'))!r}, expected "
+                f"{directory}: not a canonical checkpoint (model_type {shown(config.get('model_type'))}, expected "
                 f"{MODEL_TYPE!r}): run `ultramem-deploy convert` first"
             )
         return cls.from_config(config, f"{directory.name}/config.json")
@@ -373,11 +373,11 @@ def _head_problems(body: dict[str, Any]) -> list[str]:
     problems = []
     model_type = body.pop("model_type", None)
     if model_type != MODEL_TYPE:
-        problems.append(f"model_type: expected {MODEL_TYPE!r}, found {model_type!r}")
+        problems.append(f"model_type: expected {MODEL_TYPE!r}, found {shown(model_type)}")
     body.pop("architectures", None)
     version = body.pop("format_version", None)
     if version != FORMAT_VERSION:
-        problems.append(f"format_version: this version reads {FORMAT_VERSION}, found {version!r}")
+        problems.append(f"format_version: this version reads {FORMAT_VERSION}, found {shown(version)}")
     return problems
 
 

@@ -38,6 +38,11 @@ def _not_positive(values: Mapping[str, float | None], prefix: str = "") -> list[
     ]
 
 
+# More than any model has; a description that asks for more would only keep its reader busy listing tensors.
+_MAX_LAYERS = 10_000
+_MAX_EXPERTS = 1 << 17
+
+
 def _decoder_problems(d: DecoderSpec) -> list[str]:
     names = (
         "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size",
@@ -47,7 +52,7 @@ def _decoder_problems(d: DecoderSpec) -> list[str]:
     problems += _norm_problems("decoder.norm", d.norm) + _rope_problems("decoder.rope", d.rope)
     if d.sliding_rope:
         problems += _rope_problems("decoder.sliding_rope", d.sliding_rope)
-    problems += _latent_problems(d) + _experts_problems(d) + _ffn_problems(d)
+    problems += _latent_problems(d) + _experts_problems(d) + _ffn_problems(d) + _count_problems(d)
     if d.num_kv_heads > 0 and d.num_heads % d.num_kv_heads:
         problems.append(f"decoder.num_kv_heads: must divide num_heads ({d.num_heads}), found {d.num_kv_heads}")
     if d.head_dim % 2:
@@ -111,6 +116,16 @@ def _latent_problems(d: DecoderSpec) -> list[str]:
         problems.append(f"decoder.num_kv_heads: latent attention has {d.num_heads}, found {d.num_kv_heads}")
     if d.qk_norm != "none" or d.clip_qkv is not None:
         problems.append("decoder.latent: goes with neither qk_norm nor clip_qkv")
+    return problems
+
+
+def _count_problems(d: DecoderSpec) -> list[str]:
+    experts = d.experts.count * len(d.experts.layers) if d.experts else 0
+    problems = []
+    if d.num_layers > _MAX_LAYERS:
+        problems.append(f"decoder.num_layers: must be at most {_MAX_LAYERS}, found {d.num_layers}")
+    if experts > _MAX_EXPERTS:
+        problems.append(f"decoder.experts.count: at most {_MAX_EXPERTS} in all layers together, found {experts}")
     return problems
 
 
