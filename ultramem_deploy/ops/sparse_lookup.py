@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from . import encoding
+from . import encoding, triton_kernels
 from .schema import Attribute, Operator, Port
 
 OPERATOR = Operator(
@@ -122,6 +122,10 @@ def sparse_lookup(
     scales: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The registered operator; see `reference`. Differentiable in `scores`, in a float `table` and in `scales`."""
+    if triton_kernels.take(table, scales):
+        from .triton_kernels import operators
+
+        return operators.sparse_lookup(table, addresses, scores, blocks)
     return reference(table, addresses, scores, blocks, scales)
 
 
@@ -137,6 +141,11 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 def _backward(ctx, grad):  # type: ignore[no-untyped-def]
     table, addresses, scores, scales = ctx.saved_tensors
+    if triton_kernels.take(table, scales):
+        from .triton_kernels import operators
+
+        of_table, of_scores = operators.sparse_lookup_gradient(grad, table, addresses, scores, ctx.blocks)
+        return of_table, None, of_scores, None, None
     tokens, taken, cores = scores.shape
     total, width = table.shape[0], encoding.table_width(table)
     rows = addresses % total
