@@ -14,6 +14,7 @@ namespace {
 struct Simd {
   using Vector = __m256;
   static constexpr std::int64_t kWidth = 8;
+  static constexpr int kMostPairs = 4;
 
   static Vector splat(float value) { return _mm256_set1_ps(value); }
   static Vector load(const float* from) { return _mm256_loadu_ps(from); }
@@ -38,6 +39,21 @@ struct Simd {
     const __m128i nibbles = _mm_and_si128(_mm_or_si128(words, _mm_slli_epi16(words, 4)), _mm_set1_epi8(15));
     return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_cvtepu8_epi32(nibbles), _mm256_set1_epi32(8)));
   }
+  static void load_nibbles(const std::uint8_t* from, Vector* low, Vector* high) {
+    const __m256i bytes = _mm256_cvtepu8_epi32(load_bytes(from)), eight = _mm256_set1_epi32(8);
+    *low = _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_and_si256(bytes, _mm256_set1_epi32(15)), eight));
+    *high = _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_srli_epi32(bytes, 4), eight));
+  }
+  static void separate(Vector* a, Vector* b) {
+    const Vector even = _mm256_shuffle_ps(*a, *b, 0x88), odd = _mm256_shuffle_ps(*a, *b, 0xdd);
+    *a = swap_middle(even);
+    *b = swap_middle(odd);
+  }
+  static void interleave(Vector* a, Vector* b) {
+    const Vector even = *a, odd = *b, low = _mm256_unpacklo_ps(even, odd), high = _mm256_unpackhi_ps(even, odd);
+    *a = _mm256_permute2f128_ps(low, high, 0x20);
+    *b = _mm256_permute2f128_ps(low, high, 0x31);
+  }
   static void store(float* to, Vector value) { _mm256_storeu_ps(to, value); }
   static void store(Half* to, Vector value) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
@@ -56,6 +72,10 @@ struct Simd {
   }
 
  private:
+  // The second and third quarters change places.
+  static Vector swap_middle(Vector value) {
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(value), 0xd8));
+  }
   static __m128i load_bits(const void* from) { return _mm_loadu_si128(static_cast<const __m128i*>(from)); }
   static __m128i load_bytes(const void* from) { return _mm_loadl_epi64(static_cast<const __m128i*>(from)); }
 };

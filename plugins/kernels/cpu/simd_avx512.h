@@ -13,6 +13,7 @@ namespace {
 struct Simd {
   using Vector = __m512;
   static constexpr std::int64_t kWidth = 16;
+  static constexpr int kMostPairs = 8;
 
   static Vector splat(float value) { return _mm512_set1_ps(value); }
   static Vector load(const float* from) { return _mm512_loadu_ps(from); }
@@ -21,21 +22,37 @@ struct Simd {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_bits(from)), 16));
   }
   static Vector load(const Int8* from) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load_bytes(from))); }
-  // A half's exponent is 8 above that of a float8 with the same bits.
+  // A half's exponent is 8 above that of a float8 with the same bits. Sign extension fills bit 14 too: it is cleared.
   static Vector load(const Float8* from) {
-    const __m256i words = _mm256_cvtepu8_epi16(load_bytes(from));
-    const __m256i sign = _mm256_slli_epi16(_mm256_and_si256(words, _mm256_set1_epi16(0x80)), 8);
-    const __m256i magnitude = _mm256_and_si256(words, _mm256_set1_epi16(0x7f));
-    const __mmask16 is_nan = _mm256_cmpeq_epi16_mask(magnitude, _mm256_set1_epi16(0x7f));
-    const __m256i half = _mm256_or_si256(sign, _mm256_slli_epi16(magnitude, 7));
-    const __m256i whole = _mm256_mask_mov_epi16(half, is_nan, _mm256_set1_epi16(0x7fff));
+    const __m128i bytes = load_bytes(from);
+    const __m256i half = _mm256_slli_epi16(_mm256_cvtepi8_epi16(bytes), 7);
+    const __mmask16 is_nan = _mm_cmpeq_epi8_mask(_mm_or_si128(bytes, _mm_set1_epi8(-128)), _mm_set1_epi8(-1));
+    const __m256i number = _mm256_and_si256(half, _mm256_set1_epi16(static_cast<short>(0xbfff)));
+    const __m256i whole = _mm256_mask_mov_epi16(number, is_nan, _mm256_set1_epi16(0x7fff));
     return _mm512_mul_ps(_mm512_cvtph_ps(whole), splat(256));
   }
   static Vector load(Int4Cursor from) {
     const __m128i words = _mm_cvtepu8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from.byte())));
     const __m128i nibbles = _mm_and_si128(_mm_or_si128(words, _mm_slli_epi16(words, 4)), _mm_set1_epi8(15));
-    const Vector codes = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-    return _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(nibbles), codes);
+    return _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(nibbles), int4_codes());
+  }
+  // The permutation looks at the low four bits of a lane alone.
+  static void load_nibbles(const std::uint8_t* from, Vector* low, Vector* high) {
+    const __m512i bytes = _mm512_cvtepu8_epi32(load_bytes(from));
+    *low = _mm512_permutexvar_ps(bytes, int4_codes());
+    *high = _mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), int4_codes());
+  }
+  static void separate(Vector* a, Vector* b) {
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const Vector first = *a, second = *b;
+    *a = _mm512_permutex2var_ps(first, even, second);
+    *b = _mm512_permutex2var_ps(first, _mm512_add_epi32(even, _mm512_set1_epi32(1)), second);
+  }
+  static void interleave(Vector* a, Vector* b) {
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const Vector even = *a, odd = *b;
+    *a = _mm512_permutex2var_ps(even, low, odd);
+    *b = _mm512_permutex2var_ps(even, _mm512_add_epi32(low, _mm512_set1_epi32(8)), odd);
   }
   static void store(float* to, Vector value) { _mm512_storeu_ps(to, value); }
   static void store(Half* to, Vector value) {
@@ -49,6 +66,7 @@ struct Simd {
   static std::uint32_t greater(Vector a, Vector b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 
  private:
+  static Vector int4_codes() { return _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7); }
   static __m128i load_bytes(const void* from) { return _mm_loadu_si128(static_cast<const __m128i*>(from)); }
   static __m256i load_bits(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
 };

@@ -11,6 +11,7 @@ namespace {
 struct Simd {
   using Vector = float;
   static constexpr std::int64_t kWidth = 1;
+  static constexpr int kMostPairs = 8;  // of vectors that registers hold beside what is added to them
 
   static Vector splat(float value) { return value; }
   template <typename T>
@@ -19,6 +20,14 @@ struct Simd {
   }
   // The cursor must not split a byte where vectors hold more than one number.
   static Vector load(Int4Cursor from) { return to_float(from); }
+  // The codes of kWidth bytes of int4: of the low halves, and of the high ones.
+  static void load_nibbles(const std::uint8_t* from, Vector* low, Vector* high) {
+    *low = to_float(Int4Cursor{from, 0});
+    *high = to_float(Int4Cursor{from, 1});
+  }
+  // Two vectors seen as one of 2*kWidth numbers: its even numbers into `a` and its odd ones into `b`, and back.
+  static void separate(Vector*, Vector*) {}
+  static void interleave(Vector*, Vector*) {}
   template <typename T>
   static void store(T* to, Vector value) {
     from_float(value, to);

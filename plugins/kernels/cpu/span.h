@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "number.h"
 
@@ -32,6 +33,48 @@ Vector load_whole(const T* from) {
 
 inline Vector load_whole(Int4Cursor from) {
   return from.splits_byte() ? load_partial(from, Simd::kWidth) : Simd::load(from);
+}
+
+// Numbers 0 .. 2*kWidth - 1 of a run. Those of int4 come as they are stored: the even ones, then the odd ones.
+struct Pair {
+  Vector first;
+  Vector second;
+};
+
+template <typename T>
+Pair load_pair(const T* from) {
+  return {Simd::load(from), Simd::load(from + Simd::kWidth)};
+}
+
+inline Pair load_pair(Int4Cursor from) {
+  Pair pair{};
+  if (!from.splits_byte()) {
+    Simd::load_nibbles(from.byte(), &pair.first, &pair.second);
+  } else {
+    pair = {load_partial(from, Simd::kWidth), load_partial(from + Simd::kWidth, Simd::kWidth)};
+    Simd::separate(&pair.first, &pair.second);
+  }
+  return pair;
+}
+
+inline Pair load_sums(const float* sums) { return {Simd::load(sums), Simd::load(sums + Simd::kWidth)}; }
+
+inline void store_sums(Pair pair, float* sums) {
+  Simd::store(sums, pair.first);
+  Simd::store(sums + Simd::kWidth, pair.second);
+}
+
+// From the order of columns to the order in which load_pair gives numbers of V, and back.
+template <typename V>
+Pair as_stored(Pair pair) {
+  if constexpr (std::is_same_v<V, Int4>) Simd::separate(&pair.first, &pair.second);
+  return pair;
+}
+
+template <typename V>
+Pair as_columns(Pair pair) {
+  if constexpr (std::is_same_v<V, Int4>) Simd::interleave(&pair.first, &pair.second);
+  return pair;
 }
 
 template <typename T>
@@ -86,8 +129,13 @@ void convert(const From* from, To* to, std::int64_t count) {
 
 // Asks for the bytes [from, from + bytes) to be brought into the cache; never faults.
 inline void prefetch(const void* from, std::int64_t bytes) {
-  constexpr std::int64_t kLine = 64;
-  for (std::int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(static_cast<const char*>(from) + at);
+  constexpr std::uintptr_t kLine = 64;
+  const auto begin = reinterpret_cast<std::uintptr_t>(from), end = begin + static_cast<std::uintptr_t>(bytes);
+  for (std::uintptr_t line = begin / kLine * kLine; line < end; line += kLine) {
+    __builtin_prefetch(reinterpret_cast<const void*>(line));
+  }
+  // GCC takes a function that only prefetches for one without effect, and drops the calls.
+  asm volatile("");
 }
 
 }  // namespace

@@ -8,8 +8,9 @@
 
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
-#include "table_rows.h"
+#include "row_group.h"
 
 namespace ultramem {
 namespace {
@@ -56,13 +57,22 @@ UltramemStatus sparse_gate(const UltramemSparseGate& problem, UltramemRange pair
   const UltramemStatus status = check_addresses(problem.addresses, pairs.begin, pairs.end, problem.slots, limit);
   if (status.code != ULTRAMEM_OK) return status;
 
-  const TableRows<V> rows(problem.table, problem.addresses, pairs.end, {0, problem.table.width});
-  rows.start(pairs.begin);
+  const TableRows<V> rows(problem.table, problem.addresses, problem.table.width);
+  RowGroup groups[2];
+  RowGroup *now = &groups[0], *next = &groups[1];
+  rows.read(*now, pairs.begin, pairs.end);
+  for (std::int64_t i = 0; i < now->count; ++i) rows.request(*now, i, 0, problem.table.width);
   const float* x = nullptr;
-  for (std::int64_t pair = pairs.begin; pair < pairs.end; ++pair) {
-    if (x == nullptr || pair % problem.slots == 0) x = x_of<T>(problem, pair / problem.slots, scratch);
-    const float gate = gate_of(problem.activation, rows.at(pair), rows.scale(pair), x, problem.x_width);
-    from_float(gate, static_cast<T*>(problem.gate) + pair);
+  for (std::int64_t pair = pairs.begin; pair < pairs.end; std::swap(now, next)) {
+    rows.read(*next, pair + now->count, pairs.end);
+    for (std::int64_t i = now->count; i < next->count; ++i) rows.request(*next, i, 0, problem.table.width);
+    for (std::int64_t i = 0; i < now->count; ++i, ++pair) {
+      rows.request(*next, i, 0, problem.table.width);
+      if (x == nullptr || pair % problem.slots == 0) x = x_of<T>(problem, pair / problem.slots, scratch);
+      const std::int64_t row = now->row[i];
+      const float gate = gate_of(problem.activation, rows.cursor(row, 0), rows.scale(row), x, problem.x_width);
+      from_float(gate, static_cast<T*>(problem.gate) + pair);
+    }
   }
   return {ULTRAMEM_OK, 0, 0, 0};
 }

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "target.h"
+#include "launch.cuh"
 
 namespace ultramem::cuda {
 
@@ -42,8 +42,8 @@ class DeviceBlock {
   ULTRAMEM_BLOCK DeviceBlock(std::uint32_t thread, std::uint32_t threads, int barrier)
       : thread_(thread), threads_(threads), barrier_(barrier) {}
 
-  // Barrier 0 is __syncthreads' own; the halves wait at 1 and 2 without each other. Whole warps take part.
-  ULTRAMEM_BLOCK void wait() const { asm volatile("bar.sync %0, %1;" ::"r"(barrier_), "r"(threads_) : "memory"); }
+  // Barrier 0 is __syncthreads' own; the halves wait at 1 and 2 without each other.
+  ULTRAMEM_BLOCK void wait() const { wait_at(barrier_, threads_); }
 
   std::uint32_t thread_;
   std::uint32_t threads_;

@@ -94,7 +94,6 @@ ULTRAMEM_BLOCK void from_float(float value, BFloat16* out) {
   out->bits = static_cast<std::uint16_t>(rounded >> 16);
 }
 
-#ifdef __CUDACC__
 // Number `at` of an array whose type only the host knew: a branch that every thread takes alike.
 ULTRAMEM_BLOCK float read(const void* data, UltramemType type, std::int64_t at) {
   if (type == ULTRAMEM_FLOAT32) return static_cast<const float*>(data)[at];
@@ -111,6 +110,5 @@ ULTRAMEM_BLOCK void write(void* data, UltramemType type, std::int64_t at, float 
     from_float(value, static_cast<BFloat16*>(data) + at);
   }
 }
-#endif
 
 }  // namespace ultramem::cuda

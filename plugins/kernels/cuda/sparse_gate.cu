@@ -118,14 +118,13 @@ __global__ void __launch_bounds__(kThreads, kResident) sparse_gate_kernel(Ultram
 }
 
 template <typename Row, bool kWide>
-UltramemLaunch launch(const UltramemSparseGate& p, cudaStream_t stream) {
+UltramemLaunch launch(const UltramemSparseGate& p, UltramemStream stream) {
   const std::int64_t vectors = ceil_div(p.x_width, kWide ? Row::kNumbers : 1);
   const int lanes = vectors <= 8 ? 8 : vectors <= 16 ? 16 : 32;
   const std::int64_t chunks = ceil_div(p.slots, kThreads / lanes * kRowsInFlight);
   if (p.tokens > kMostBlocks / chunks) return refused(ULTRAMEM_BAD_SHAPE);
-  const auto grid = static_cast<unsigned>(p.tokens * chunks);
-  sparse_gate_kernel<Row, kWide><<<grid, kThreads, 0, stream>>>(p, lanes, static_cast<int>(chunks));
-  return launched();
+  return launch_kernel(sparse_gate_kernel<Row, kWide>, p.tokens * chunks, kThreads, 0, stream, p, lanes,
+                       static_cast<int>(chunks));
 }
 
 }  // namespace

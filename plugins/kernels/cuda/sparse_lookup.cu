@@ -138,14 +138,13 @@ int choose_lanes(std::int64_t vectors, std::int64_t units) {
 }
 
 template <typename Row, bool kWide>
-UltramemLaunch launch(const UltramemSparseLookup& p, int lanes, cudaStream_t stream) {
+UltramemLaunch launch(const UltramemSparseLookup& p, int lanes, UltramemStream stream) {
   const std::int64_t vectors = ceil_div(p.table.width, kWide ? Row::kNumbers : 1), units = p.tokens * p.blocks;
   if (lanes == 0) lanes = choose_lanes(vectors, units);
   const std::int64_t chunks = ceil_div(vectors, lanes);
   if (units > kMostBlocks / chunks) return refused(ULTRAMEM_BAD_SHAPE);
-  const auto grid = static_cast<unsigned>(units * chunks);
-  sparse_lookup_kernel<Row, kWide><<<grid, kThreads, 0, stream>>>(p, lanes, static_cast<int>(chunks));
-  return launched();
+  return launch_kernel(sparse_lookup_kernel<Row, kWide>, units * chunks, kThreads, 0, stream, p, lanes,
+                       static_cast<int>(chunks));
 }
 
 bool is_lanes(int lanes) { return lanes == 0 || (lanes >= 8 && lanes <= kThreads && (lanes & (lanes - 1)) == 0); }

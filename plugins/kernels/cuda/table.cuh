@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "launch.cuh"
 #include "row.h"
 
 namespace ultramem::cuda {

@@ -48,13 +48,13 @@ struct TuckerTopKScratch {
   float* cores;              // [M + 1, R, R]: this head's cores, then their sum
   std::uint32_t* row_ranks;  // [n_row]: of the weighted scores; null where they are made again each time
   std::uint32_t* col_ranks;
-  std::size_t bytes;
+  std::int64_t bytes;
 
  private:
   template <typename Item>
   ULTRAMEM_BOTH void take(Item** at, std::int64_t count) {
     *at = base_ == nullptr ? nullptr : reinterpret_cast<Item*>(base_ + bytes);
-    bytes += (static_cast<std::size_t>(count) * sizeof(Item) + 15) / 16 * 16;
+    bytes += (count * static_cast<std::int64_t>(sizeof(Item)) + 15) / 16 * 16;
   }
 
   char* base_;

@@ -26,12 +26,13 @@ typedef struct UltramemLaunch {
 typedef int32_t UltramemLanes;
 
 // Bytes of device memory (aligned to 16) that the call needs besides its tensors.
-size_t ultramem_cuda_tucker_topk_workspace(const UltramemTuckerTopK* problem);
+ULTRAMEM_PUBLIC size_t ultramem_cuda_tucker_topk_workspace(const UltramemTuckerTopK* problem);
 
-UltramemLaunch ultramem_cuda_tucker_topk(const UltramemTuckerTopK* problem, void* workspace, UltramemStream stream);
-UltramemLaunch ultramem_cuda_sparse_gate(const UltramemSparseGate* problem, UltramemStream stream);
-UltramemLaunch ultramem_cuda_sparse_lookup(const UltramemSparseLookup* problem, UltramemLanes lanes,
-                                           UltramemStream stream);
+ULTRAMEM_PUBLIC UltramemLaunch ultramem_cuda_tucker_topk(const UltramemTuckerTopK* problem, void* workspace,
+                                                         UltramemStream stream);
+ULTRAMEM_PUBLIC UltramemLaunch ultramem_cuda_sparse_gate(const UltramemSparseGate* problem, UltramemStream stream);
+ULTRAMEM_PUBLIC UltramemLaunch ultramem_cuda_sparse_lookup(const UltramemSparseLookup* problem, UltramemLanes lanes,
+                                                           UltramemStream stream);
 
 #ifdef __cplusplus
 }

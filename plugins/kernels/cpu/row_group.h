@@ -1,0 +1,102 @@
+// What SparseLookup and SparseGate share: checking addresses, and reading rows a group at a time so that the rows of
+// the next group are on their way while this one's are summed.
+#pragma once
+
+#include <cstdint>
+
+#include "../ultramem_kernels.h"
+#include "span.h"
+
+namespace ultramem {
+namespace {
+
+// The first of the flat positions [begin, end) of addresses [tokens, slots] that lies outside [0, limit), or OK.
+inline UltramemStatus check_addresses(const std::int64_t* addresses, std::int64_t begin, std::int64_t end,
+                                      std::int64_t slots, std::int64_t limit) {
+  for (std::int64_t at = begin; at < end; ++at) {
+    if (addresses[at] < 0 || addresses[at] >= limit) {
+      return {ULTRAMEM_BAD_ADDRESS, at / slots, at % slots, addresses[at]};
+    }
+  }
+  return {ULTRAMEM_OK, 0, 0, 0};
+}
+
+// Rows at consecutive flat positions of the addresses.
+struct RowGroup {
+  static constexpr std::int64_t kMost = 64;
+
+  std::int64_t count = 0;
+  std::int64_t position[kMost];
+  std::int64_t row[kMost];
+  std::int64_t block[kMost];
+};
+
+// How numbers of V are pointed at, and how many bytes so many take.
+template <typename V>
+struct Stored {
+  using Cursor = const V*;
+  static Cursor at(const void* data, std::int64_t element) { return static_cast<const V*>(data) + element; }
+  static const void* bytes_at(Cursor from) { return from; }
+  static std::int64_t bytes(std::int64_t count) { return count * static_cast<std::int64_t>(sizeof(V)); }
+};
+
+template <>
+struct Stored<Int4> {
+  using Cursor = Int4Cursor;
+  static Cursor at(const void* data, std::int64_t element) {
+    return {static_cast<const std::uint8_t*>(data) + element / 2, element % 2};
+  }
+  static const void* bytes_at(Cursor from) { return from.byte(); }
+  static std::int64_t bytes(std::int64_t count) { return (count + 1) / 2; }
+};
+
+// Some columns of the rows that checked addresses name.
+template <typename V>
+class TableRows {
+ public:
+  using Cursor = typename Stored<V>::Cursor;
+
+  TableRows(const UltramemTable& table, const std::int64_t* addresses, std::int64_t columns)
+      : table_(table), addresses_(addresses), group_size_(group_size(Stored<V>::bytes(columns))) {}
+
+  // Fills `group` with the rows of flat positions from `begin` on, up to `end` or the size of a group.
+  void read(RowGroup& group, std::int64_t begin, std::int64_t end) const {
+    group.count = end - begin < group_size_ ? end - begin : group_size_;
+    for (std::int64_t i = 0; i < group.count; ++i) {
+      const std::int64_t address = addresses_[begin + i];
+      const bool first = address < table_.rows;  // the common case needs no division
+      group.position[i] = begin + i;
+      group.block[i] = first ? 0 : address / table_.rows;
+      group.row[i] = first ? address : address % table_.rows;
+      if (table_.scales != nullptr) __builtin_prefetch(table_.scales + group.row[i]);
+    }
+  }
+
+  // Asks for `count` columns from `column` on of the group's row `i`, if it has one.
+  void request(const RowGroup& group, std::int64_t i, std::int64_t column, std::int64_t count) const {
+    if (i < group.count) prefetch(Stored<V>::bytes_at(cursor(group.row[i], column)), Stored<V>::bytes(count));
+  }
+
+  Cursor cursor(std::int64_t row, std::int64_t column) const {
+    return Stored<V>::at(table_.data, row * table_.row_stride + column);
+  }
+
+  // What a code of the row is multiplied by.
+  float scale(std::int64_t row) const { return table_.scales == nullptr ? 1.0f : table_.scales[row]; }
+
+ private:
+  // This group and the next one share the first-level cache; many rows under way hide memory latency.
+  static std::int64_t group_size(std::int64_t row_bytes) {
+    constexpr std::int64_t kBytes = 16384;
+    constexpr std::int64_t kFewest = 4;
+    if (row_bytes * RowGroup::kMost <= kBytes) return RowGroup::kMost;
+    return row_bytes * kFewest >= kBytes ? kFewest : kBytes / row_bytes;
+  }
+
+  UltramemTable table_;
+  const std::int64_t* addresses_;
+  std::int64_t group_size_;
+};
+
+}  // namespace
+}  // namespace ultramem
