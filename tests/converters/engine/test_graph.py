@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -19,9 +20,12 @@ from ultramem_deploy.converters.engine.builder import EngineBuilder
 from ultramem_deploy.converters.engine.graph import inline_operators, mark_plugins, take_tables_out
 from ultramem_deploy.converters.engine.profiles import Profile, Range
 from ultramem_deploy.converters.onnx import export_onnx
+from ultramem_deploy.errors import InputError
 from ultramem_deploy.ops import DOMAIN, VERSION
 from ultramem_deploy.ops.sparse_lookup import OPERATOR
 from ultramem_deploy.runtime.engine_backends import TENSORRT_RTX
+from ultramem_deploy.runtime.plugins import tensorrt_library
+from ultramem_deploy.runtime.tensorrt_plugins import load_plugins
 
 NAMES = ("tables.t.values", "addresses", "scores", "tables.t.scales")
 
@@ -78,3 +82,17 @@ def test_plugins_are_marked(tmp_path: Path) -> None:
     for node in ours:
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         assert attributes["plugin_namespace"] == b"ai.ultramem" and attributes["plugin_version"] == b"1"
+
+
+def test_the_library_offers_every_plugin() -> None:
+    """TensorRT's own registry, in its lean runtime, which needs no GPU."""
+    trt = pytest.importorskip("tensorrt_lean_bindings", reason="tensorrt-lean is not installed")
+    try:
+        library = tensorrt_library()
+    except InputError as error:
+        pytest.skip(str(error))
+    load_plugins(trt, library)
+    registry = SimpleNamespace(load_library=lambda path: None, get_creator=lambda *names: None)
+    empty = SimpleNamespace(get_plugin_registry=lambda: registry, __version__="11.4")
+    with pytest.raises(InputError, match="offers TensorRT 11.4 no plugin TuckerTopK version 1 in ai.ultramem"):
+        load_plugins(empty, library)
