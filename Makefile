@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help env demo test test-long lint format plugins check-tensorrt check-triton cpp check-cpp bench clean
+.PHONY: help env demo test test-long lint format plugins check-tensorrt check-triton cpp check-cpp gpu bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -65,6 +65,9 @@ cpp: env ## the C++ library and its example programs, in build/cpp
 
 check-cpp: cpp ## the tests of the C++ library: the same tokens everywhere, every error
 	ULTRAMEM_CPP=$(abspath build/cpp) $(BIN)/python -m pytest tests/cpp
+
+gpu: plugins ## every check and benchmark that needs a GPU, into benchmarks/results
+	@$(BIN)/python -m tools.gpu
 
 bench: env ## every benchmark, tables on the terminal
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'

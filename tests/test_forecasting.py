@@ -129,7 +129,7 @@ def test_chains(written: Written, tmp_path: Path) -> None:
     assert [s["stage"] for s in plan(written(b.V1, "v1"), stage="fold")["stages"]] == ["fold"]
     with pytest.raises(InputError, match="--stage fold: the model has no memory layers"):
         plan(tmp_path / "dense", stage="fold")
-    with pytest.raises(InputError, match="--stage: quantize is not available yet; expected one of convert, fold"):
+    with pytest.raises(InputError, match="quantize: --tables: the model has no memory layers"):
         plan(tmp_path / "dense", stage="quantize")
     with pytest.raises(InputError, match="--stage: expected one of .* found 'heal'"):
         plan(tmp_path / "dense", stage="heal")

@@ -187,7 +187,7 @@ def test_gates(width: int, activation: str, message: str) -> None:
 
 def test_expanded_layers() -> None:
     found = problems(config(memory__0__expanded=True))
-    said = "memory.0.expanded: an expanded layer has one block, no shuffle, no output gate and no output bias"
+    said = "memory.0.expanded: an expanded layer has one block, no output gate and no output bias"
     assert said in found
     assert "memory.0.expanded: table 't' must have cores*hidden_size = 64 columns, found 16" in found
 

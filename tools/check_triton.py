@@ -26,7 +26,7 @@ SIDES = ("heads", "rows", "cols", "k")
 
 @dataclass(frozen=True)
 class Variant:
-    """A kernel as a wrapper launches it: pointer types, constants, and arguments that are multiples of 16.
+    """A kernel as a wrapper launches it: pointer types, integer arguments and constants.
 
     Tables are bfloat16, everything else float32 and int64; sizes as of P1's models.
     """
@@ -36,7 +36,6 @@ class Variant:
     pointers: dict[str, str]
     integers: tuple[str, ...]
     constants: dict[str, Any]
-    warps: int = 4
 
     @property
     def name(self) -> str:
@@ -72,8 +71,8 @@ VARIANTS = (
     Variant("topk", "side_kernel", SIDE, ("heads", "keys", "keep"), {"RANK": 2, "KEEP": 64, "CHUNK": 512}),
     Variant("topk", "pairs_kernel", PAIRS, (*SIDES, "row_keep", "col_keep"),
             {"RANK": 2, "CORES": 2, "KEEP": 64, "CHUNK": 512}),
-    Variant("topk", "gradient_kernel", TOPK_GRADIENT, SIDES, {"RANK": 2, "CORES": 2, "KEEP": 64}),
-    Variant("topk", "gradient_kernel", TOPK_GRADIENT, SIDES, {"RANK": 2, "CORES": 2, "KEEP": 128}, warps=8),
+    Variant("topk", "gradient_kernel", TOPK_GRADIENT, SIDES, {"RANK": 2, "CORES": 2, "KEEP": 64, "PAIRS": 16}),
+    Variant("topk", "gradient_kernel", TOPK_GRADIENT, SIDES, {"RANK": 2, "CORES": 2, "KEEP": 128, "PAIRS": 16}),
 )  # fmt: skip
 
 
@@ -94,7 +93,7 @@ def compiled(variant: Variant, architecture: int, max_registers: int | None = No
         constexprs={(kernel.arg_names.index(name),): value for name, value in variant.constants.items()},
         attrs={(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
-    options = {"num_warps": variant.warps, "enable_fp_fusion": True, "maxnreg": max_registers}
+    options = {"num_warps": 4, "enable_fp_fusion": True, "maxnreg": max_registers}
     code = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     return _usage(variant.name, architecture, code.asm["cubin"])
 

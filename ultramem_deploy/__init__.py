@@ -27,6 +27,8 @@ if TYPE_CHECKING:
         heal,
         patch,
         plan,
+        profile,
+        quantize,
         upcycle,
         verify,
     )
@@ -51,6 +53,8 @@ _WHERE = {
     "load": "model.loading",
     "patch": "pipeline",
     "plan": "pipeline",
+    "profile": "pipeline",
+    "quantize": "pipeline",
     "upcycle": "pipeline",
     "verify": "pipeline",
 }
@@ -74,6 +78,8 @@ __all__ = [
     "load",
     "patch",
     "plan",
+    "profile",
+    "quantize",
     "upcycle",
     "verify",
 ]

@@ -14,20 +14,23 @@ from .planning.choice import Choice, Room, choose_folds, layer_report
 from .planning.folds import folded_spec
 from .planning.machine import available_memory, default_jobs, free_disk, total_memory
 from .planning.profile import load_profile
+from .planning.quantization import quantize_report, quantize_work
 from .planning.sizes import prefill_bytes, prefill_chunk
 from .planning.stages import Machine, StagePlan, StageWork, plan_stage
 from .planning.work import Stored, Tensors, convert_work, converted, export_work, fold_work
 from .spec import MODEL_TYPE, ModelSpec
 
-STAGES = ("convert", "fold", "export")
+STAGES = ("convert", "fold", "quantize", "export")
 
 
 def forecast(
-    path: Path, stage: str | None = None, batches: Sequence[int] = BATCHES, memory_budget: int = DEFAULT_BUDGET
+    path: Path,
+    stage: str | None = None,
+    batches: Sequence[int] = BATCHES,
+    memory_budget: int = DEFAULT_BUDGET,
+    tables: str = "int8",
 ) -> dict[str, Any]:
     """The plan of `stage`, or of the chain that makes sense for the model at `path`. See `pipeline.plan`."""
-    if stage == "quantize":
-        raise InputError(f"--stage: quantize is not available yet; expected one of {', '.join(STAGES)}")
     if stage is not None and stage not in STAGES:
         raise InputError(f"--stage: expected one of {', '.join(STAGES)}, found {stage!r}")
     if not batches or min(batches) < 1:
@@ -38,16 +41,20 @@ def forecast(
     free = free_disk(path.absolute().parent)
     choices = _choices(plan.spec, converted(tensors), batches, free)
     stages = [stage] if stage else _chain(path, source, choices)
-    works = _works(stages, plan, tensors, source, choices)
+    works = _works(stages, plan, tensors, source, choices, tables)
     profile = load_profile()
     plans = _in_turn(works, Machine(default_jobs(), memory_budget, available_memory(), profile), free)
     dtypes = {name: tensor.dtype for name, tensor in converted(tensors).items()}
+    if stage == "quantize":
+        layers = [quantize_report(plan.spec, i, tables, dtypes, batches) for i in range(len(plan.spec.memory))]
+    else:
+        layers = [layer_report(plan.spec, i, choice, dtypes, batches) for i, choice in enumerate(choices)]
     return {
         "source": path.name or str(path),
         "family": plan.family,
         "batches": list(batches),
         "memory_budget_bytes": memory_budget,
-        "layers": [layer_report(plan.spec, i, choice, dtypes, batches) for i, choice in enumerate(choices)],
+        "layers": layers,
         "stages": [asdict(one) for one in plans],
         "prefill": _prefill(plan.spec, [choice.fold for choice in choices] if "fold" in stages else []),
         "profile": asdict(profile),
@@ -91,7 +98,7 @@ def _chain(path: Path, source: Source, choices: Sequence[Choice]) -> list[str]:
 
 
 def _works(
-    stages: Sequence[str], plan: ImportPlan, tensors: Tensors, source: Source, choices: Sequence[Choice]
+    stages: Sequence[str], plan: ImportPlan, tensors: Tensors, source: Source, choices: Sequence[Choice], storage: str
 ) -> list[StageWork]:
     """The work of each stage on what the one before leaves."""
     works: list[StageWork] = []
@@ -110,6 +117,8 @@ def _works(
             work, spec = fold_work(spec, current, [choice.fold for choice in choices])
             works.append(work)
             current = {piece.name: Stored(piece.shape, piece.dtype, piece.name) for piece in work.pieces}
+        elif stage == "quantize":
+            works.append(quantize_work(spec, current, storage))
         else:
             works.append(export_work(spec, current))
     return works

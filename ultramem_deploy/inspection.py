@@ -120,6 +120,10 @@ def _stored(source: Source, plan: ImportPlan) -> list[_Stored]:
         for dim in tensor.shape:
             elements *= dim
         dtype, nbytes = kinds.get(tensor.name) or (tensor.dtype, elements * itemsize(tensor.dtype))
+        if layout[name].role == "table" and layout[name].dtype:
+            dtype = plan.spec.tables[name.split(".")[1]].storage
+        elif layout[name].role == "dense" and layout[name].dtype:
+            dtype = plan.spec.decoder.dense
         result.append(_Stored(layout[name].role, dtype, elements, nbytes))
     return result
 

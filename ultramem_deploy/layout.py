@@ -9,31 +9,73 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass
 from typing import Literal
 
-from .spec import DecoderSpec, ExpertsSpec, LatentSpec, MemoryLayerSpec, ModelSpec, NormSpec
+from .spec import DecoderSpec, ExpertsSpec, LatentSpec, MemoryLayerSpec, ModelSpec, NormSpec, TableSpec
+from .storage import SCALE_DTYPE, STORAGES, dense_shapes
 
-Role = Literal["dense", "memory", "table", "buffer"]
+Role = Literal["dense", "memory", "table", "scales", "buffer"]
 SELECTION_BIAS = "e_score_correction_bias"
 """A router's bias that chooses experts and does not weigh them; kept as stored, since ties hang on its last bits."""
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Shape of a tensor and what it is: multiplied weights, table rows, or a buffer (not a parameter)."""
+    """Shape of a tensor and what it is: multiplied weights, table rows and their scales, or a buffer (no parameter).
+
+    `dtype` is what it must be stored as; None leaves the floating-point type free.
+    """
 
     shape: tuple[int, ...]
     role: Role
+    dtype: str | None = None
 
 
 def tensor_layout(spec: ModelSpec) -> dict[str, TensorSpec]:
     """Every tensor that the checkpoint of `spec` must hold, by name."""
-    layout = {name: TensorSpec(shape, _role(name)) for name, shape in decoder_shapes(spec.decoder).items()}
+    layout: dict[str, TensorSpec] = {}
+    for name, shape in decoder_shapes(spec.decoder).items():
+        layout |= _dense_layout(name, shape, spec.decoder.dense)
     for index, layer in enumerate(spec.memory):
         layout |= {f"memory.{index}.{n}": t for n, t in memory_layout(layer, spec).items()}
     for name, table in spec.tables.items():
-        layout[f"tables.{name}.values"] = TensorSpec((table.rows, table.value_width), "table")
-        if table.pre_value_width:
-            layout[f"tables.{name}.pre_values"] = TensorSpec((table.rows, table.pre_value_width), "table")
+        layout |= {f"tables.{name}.{n}": t for n, t in table_layout(table, addressed_cores(spec, name)).items()}
     return layout
+
+
+def addressed_cores(spec: ModelSpec, name: str) -> int:
+    """Rows that operators address in one row of table `name`: M where it is expanded, else 1."""
+    return max((layer.cores for layer in spec.memory if layer.table == name and layer.expanded), default=1)
+
+
+def table_layout(table: TableSpec, cores: int = 1) -> dict[str, TensorSpec]:
+    """Tensors of one table, without the `tables.{name}.` prefix; `cores` as `addressed_cores` tells."""
+    layout: dict[str, TensorSpec] = {}
+    for part, width, rows in (
+        ("values", table.value_width, table.rows * cores),
+        ("pre_values", table.pre_value_width, table.rows),
+    ):
+        if width and table.storage == "float":
+            layout[part] = TensorSpec((table.rows, width), "table")
+        elif width:
+            stored = STORAGES[table.storage]
+            layout[part] = TensorSpec((table.rows, stored.columns(width)), "table", stored.dtype)
+            layout[f"{part}_scales"] = TensorSpec((rows,), "scales", SCALE_DTYPE)
+    return layout
+
+
+def _dense_layout(name: str, shape: tuple[int, ...], storage: str) -> dict[str, TensorSpec]:
+    """A decoder tensor; a quantised weight as codes and scales (storage.py)."""
+    if storage == "float" or not is_linear(name, shape):
+        return {name: TensorSpec(shape, _role(name))}
+    codes, scales = dense_shapes(shape[0], shape[1], storage)
+    return {
+        name: TensorSpec(codes, "dense", "uint8"),
+        f"{name}_scales": TensorSpec(scales, "scales", SCALE_DTYPE),
+    }
+
+
+def is_linear(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a decoder tensor is the weight of a linear layer, which `quantize --dense` stores as codes."""
+    return len(shape) == 2 and name.endswith(".weight") and not name.startswith("model.embed_tokens")
 
 
 def _role(name: str) -> Role:

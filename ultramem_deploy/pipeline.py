@@ -102,21 +102,63 @@ def fold(
     src: str | Path,
     out: str | Path,
     *,
-    mode: str = "expand",
+    mode: str | None = None,
     dtype: str = "keep",
     batch: int | Sequence[int] | None = None,
+    order: str | None = None,
+    profile: str | Path | None = None,
+    text: str | Path | None = None,
     overwrite: bool = False,
     copy: bool = False,
     jobs: int | None = None,
     memory_budget: Budget = DEFAULT_BUDGET,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Fold tables, shuffles and keys; `batch` is for mode "auto". See `converters.fold.stage.fold_checkpoint`."""
+    """Fold tables, shuffles and keys; `batch` is for mode "auto". See `converters.fold.stage.fold_checkpoint`.
+
+    `order` "frequency" instead packs rows by the accesses in `profile`, a file, or counted on `text`: see
+    `converters.fold.order`.
+    """
+    from .converters.fold.order import order_checkpoint
     from .converters.fold.stage import fold_checkpoint
 
+    if order is not None:
+        if mode is not None or dtype != "keep" or batch is not None:
+            raise InputError("--order: a fold of its own that rounds nothing; run fold with --mode first")
+        return order_checkpoint(
+            Path(src), Path(out), order=order, profile=_path(profile), text=_path(text), overwrite=overwrite, copy=copy,
+            jobs=jobs, memory_budget=_budget(memory_budget), progress=progress,
+        )  # fmt: skip
+    if profile is not None or text is not None:
+        raise InputError(f"--{'profile' if profile is not None else 'text'}: only --order frequency reads it")
     return fold_checkpoint(
-        Path(src), Path(out), mode=mode, dtype=dtype, batches=None if batch is None else _batches(batch),
+        Path(src), Path(out), mode=mode or "expand", dtype=dtype, batches=None if batch is None else _batches(batch),
         overwrite=overwrite, copy=copy, jobs=jobs, memory_budget=_budget(memory_budget), progress=progress,
+    )  # fmt: skip
+
+
+def quantize(
+    src: str | Path,
+    out: str | Path,
+    *,
+    tables: str | None = None,
+    dense: str | None = None,
+    text: str | Path | None = None,
+    overwrite: bool = False,
+    copy: bool = False,
+    jobs: int | None = None,
+    memory_budget: Budget = DEFAULT_BUDGET,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Store tables as int8, int4 or float8_e4m3, dense weights as int8 or int4.
+
+    See `converters.quantize.stage.quantize_checkpoint`.
+    """
+    from .converters.quantize.stage import quantize_checkpoint
+
+    return quantize_checkpoint(
+        Path(src), Path(out), tables=tables, dense=dense, text=_path(text), overwrite=overwrite, copy=copy, jobs=jobs,
+        memory_budget=_budget(memory_budget), progress=progress,
     )  # fmt: skip
 
 
@@ -211,12 +253,13 @@ def plan(
     batch: int | Sequence[int] = BATCHES,
     memory_budget: Budget = DEFAULT_BUDGET,
     calibrate: bool = False,
+    tables: str = "int8",
 ) -> dict[str, Any]:
     """What the stages would make of `src` and whether they fit, from headers and configurations alone.
 
-    `stage` None plans the chain that makes sense for `src`; `calibrate` measures the machine first, beside `src`.
-    Returns source, family, batches, memory_budget_bytes, layers, stages, prefill, profile, warnings and fits; sizes in
-    bytes.
+    `stage` None plans the chain that makes sense for `src`; `calibrate` measures the machine first, beside `src`;
+    `tables` is what stage "quantize" stores. Returns source, family, batches, memory_budget_bytes, layers, stages,
+    prefill, profile, warnings and fits; sizes in bytes.
     Raises InputError for what cannot be planned; what does not fit is an answer, not an error.
     """
     from .forecasting import forecast
@@ -225,7 +268,29 @@ def plan(
     if calibrate:
         parent = Path(src).absolute().parent
         measure(parent if os.access(parent, os.W_OK) else None)
-    return forecast(Path(src), stage, _batches(batch), _budget(memory_budget))
+    return forecast(Path(src), stage, _batches(batch), _budget(memory_budget), tables)
+
+
+def profile(
+    model: str | Path,
+    *,
+    text: str | Path | None = None,
+    tokens: int = 8192,
+    runtime: str | None = None,
+    out: str | Path | None = None,
+    plot: str | Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Count the accesses of every slot on text; `out` keeps them for `fold`, `plot` draws them. See `profiling`."""
+    from . import profiling
+    from .spec import ModelSpec
+
+    told, counts = profiling.profile(Path(model), _path(text), tokens, runtime, progress)
+    if out is not None:
+        profiling.save(Path(out), ModelSpec.load(Path(model)), counts, told)
+    if plot is not None:
+        profiling.plot(Path(plot), ModelSpec.load(Path(model)), counts)
+    return told
 
 
 def verify(
@@ -240,16 +305,19 @@ def verify(
     check: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Compare two artifacts; raises CheckFailed where they differ by more than the limits, unless `check` is False."""
-    from .verification import DEFAULT_KL, DEFAULT_MAX_ABS, compare
+    """Compare two artifacts; raises CheckFailed where they differ by more than the limits, unless `check` is False.
+
+    Limits that are None follow from what is compared: see `tolerances`.
+    """
+    from .verification import compare
 
     result = compare(
         Path(reference),
         Path(candidate),
         text=_path(text),
         tokens=tokens,
-        max_abs=DEFAULT_MAX_ABS if max_abs is None else max_abs,
-        kl=DEFAULT_KL if kl is None else kl,
+        max_abs=max_abs,
+        kl=kl,
         runtime=runtime,
         progress=progress,
     )

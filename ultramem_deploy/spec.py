@@ -25,6 +25,8 @@ NormKind = Literal["rms", "layer"]
 MemoryKind = Literal["ultramem_v1", "ultramem_v2", "memory_plus", "pkm"]
 GateActivation = Literal["none", "gelu", "silu", "swiglu"]
 FloatType = Literal["float32", "bfloat16", "float16"]
+DenseStorage = Literal["float", "int8", "int4"]
+TableStorage = Literal["float", "int8", "int4", "float8_e4m3"]
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ class DecoderSpec:
     tie_embeddings: bool = False
     latent: LatentSpec | None = None
     experts: ExpertsSpec | None = None
+    dense: DenseStorage = "float"
     ffn_widths: tuple[int, ...] = ()
     lm_head_bias: bool = False
 
@@ -177,11 +180,15 @@ class DecoderSpec:
 
 @dataclass(frozen=True)
 class TableSpec:
-    """A value table [rows, value_width] and, where pre_value_width > 0, a pre-value table [rows, pre_value_width]."""
+    """A value table [rows, value_width] and, where pre_value_width > 0, a pre-value table [rows, pre_value_width].
+
+    `storage` other than "float": codes and a float32 scale for every row that an operator addresses (storage.py).
+    """
 
     rows: int
     value_width: int
     pre_value_width: int = 0
+    storage: TableStorage = "float"
 
     __pydantic_config__ = _STRICT
 

@@ -17,7 +17,7 @@ def model_problems(spec: ModelSpec) -> list[str]:
     """Every broken rule of `spec`; empty where it describes a model that can run."""
     problems = _decoder_problems(spec.decoder)
     for name, table in spec.tables.items():
-        problems += _table_problems(name, table)
+        problems += _table_problems(name, table) + _storage_problems(name, table, spec)
     for index, layer in enumerate(spec.memory):
         problems += [f"memory.{index}.{p}" for p in _layer_problems(layer, spec)]
     used = {layer.table for layer in spec.memory}
@@ -50,6 +50,8 @@ def _decoder_problems(d: DecoderSpec) -> list[str]:
         problems.append(f"decoder.num_kv_heads: must divide num_heads ({d.num_heads}), found {d.num_kv_heads}")
     if d.head_dim % 2:
         problems.append(f"decoder.head_dim: rotary positions need an even size, found {d.head_dim}")
+    if d.dense != "float" and (d.tie_embeddings or d.experts):
+        problems.append(f"decoder.dense: {d.dense} weights need an lm_head of their own and FFNs without experts")
     if d.sliding_layers and d.sliding_window is None:
         problems.append("decoder.sliding_layers: given without sliding_window")
     outside = [i for i in d.sliding_layers if not 0 <= i < d.num_layers]
@@ -142,6 +144,22 @@ def _table_problems(name: str, table: TableSpec) -> list[str]:
     return problems
 
 
+def _storage_problems(name: str, table: TableSpec, spec: ModelSpec) -> list[str]:
+    """A quantised table's scales belong to the rows that its readers address, so these must be the same rows."""
+    if table.storage == "float":
+        return []
+    readers = [layer for layer in spec.memory if layer.table == name]
+    cores = {layer.cores if layer.expanded else 1 for layer in readers}
+    problems = []
+    if len(cores) > 1:
+        problems.append(f"tables.{name}.storage: {table.storage} needs readers that are all expanded alike or none")
+    widths = {"value_width": table.value_width // max(1, *cores), "pre_value_width": table.pre_value_width}
+    odd = [what for what, width in widths.items() if table.storage == "int4" and width % 2]
+    return problems + [
+        f"tables.{name}.{what}: int4 packs two numbers a byte, found rows of {widths[what]}" for what in odd
+    ]
+
+
 def _layer_problems(layer: MemoryLayerSpec, spec: ModelSpec) -> list[str]:
     names = ("heads", "top_m", "row_keys", "col_keys", "key_width", "slots", "rank", "cores", "blocks")
     problems = _not_positive({name: getattr(layer, name) for name in names})
@@ -201,6 +219,6 @@ def _expanded_problems(layer: MemoryLayerSpec, table: TableSpec, hidden: int) ->
             f"expanded: table {layer.table!r} must have cores*hidden_size = {layer.cores * hidden} columns, "
             f"found {table.value_width}"
         )
-    if layer.blocks != 1 or layer.shuffle or layer.output_gate or layer.output_bias:
-        problems.append("expanded: an expanded layer has one block, no shuffle, no output gate and no output bias")
+    if layer.blocks != 1 or layer.output_gate or layer.output_bias:
+        problems.append("expanded: an expanded layer has one block, no output gate and no output bias")
     return problems

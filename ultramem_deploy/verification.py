@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +16,23 @@ from .runtime.opening import home, open_runner
 from .runtime.tokenizer import Tokenizer, has_tokenizer
 from .tally import Difference, Tally, fallen_tie, first_tokens
 from .text import load_corpus, read_text
+from .tolerances import Limits, limits_for
 
 WINDOW = 256
 # No tokenizer in use needs more of them for a token, on average: of a large file only the beginning is encoded.
 CHARACTERS = 32
-DEFAULT_MAX_ABS = 1e-3
-DEFAULT_KL = 1e-5
-# Rounded tables move a few selections; other slots altogether are a fault even where the outputs happen to be small.
-MIN_INDEX_AGREEMENT = 0.9
 
 
 @dataclass(frozen=True)
 class Verification(Difference):
-    """The outcome of a comparison: what differs, the limits (largest logit error, mean KL), why it failed."""
+    """The outcome of a comparison: what differs, the limits (largest logit error, mean KL, smallest index agreement),
+    why those are not the usual ones, why it failed."""
 
     passed: bool
     max_abs: float
     kl: float
+    min_index_agreement: float
+    tolerance: str | None
     reference_runtime: str
     candidate_runtime: str
     reason: str | None
@@ -48,8 +48,8 @@ def compare(
     *,
     text: Path | None = None,
     tokens: int = 512,
-    max_abs: float = DEFAULT_MAX_ABS,
-    kl: float = DEFAULT_KL,
+    max_abs: float | None = None,
+    kl: float | None = None,
     runtime: str | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Verification:
@@ -58,6 +58,7 @@ def compare(
     The reference runs in float32: a canonical checkpoint in PyTorch, a bundle by its function bodies, a source
     checkpoint in transformers. `runtime` chooses how the candidate runs (see `open_runner`). Tokens are the first of
     `text` (default: held-out topics of the Python language reference), or random where neither side has a tokenizer.
+    `max_abs` and `kl` are limits; None takes those of `tolerances.limits_for`.
     Raises InputError where the two cannot be compared.
     """
     if tokens < 2:
@@ -78,14 +79,17 @@ def compare(
             tally.add(*pair)
         if progress:
             progress(index + 1, len(windows), "comparing")
-    found = tally.result()
-    reason = _reason(f"{candidate.name} differs from {reference.name}", found, max_abs, kl)
+    found, limits = tally.result(), limits_for(left.spec, right.spec, (left.name, right.name))
+    limits = replace(limits, max_abs=limits.max_abs if max_abs is None else max_abs, kl=limits.kl if kl is None else kl)
+    reason = _reason(f"{candidate.name} differs from {reference.name}", found, limits)
     return Verification(
         **vars(found),
         passed=reason is None,
         reason=reason,
-        max_abs=max_abs,
-        kl=kl,
+        max_abs=limits.max_abs,
+        kl=limits.kl,
+        min_index_agreement=limits.index_agreement,
+        tolerance=limits.why,
         reference_runtime=left.name,
         candidate_runtime=right.name,
     )
@@ -104,19 +108,21 @@ def _traced(left: Runner, right: Runner, window: np.ndarray) -> Iterator[tuple[T
         window = window[length:]
 
 
-def _reason(what: str, found: Difference, max_abs: float, kl: float) -> str | None:
+def _reason(what: str, found: Difference, limits: Limits) -> str | None:
     """Why the comparison failed, in one line, or None; a NaN fails every limit."""
     worst = found.worst_logit
     problems = []
-    if not found.max_abs_logit_error <= max_abs:
+    if not found.max_abs_logit_error <= limits.max_abs:
         problems.append(
-            f"max abs logit error {found.max_abs_logit_error:.3g} (limit {max_abs:.3g}), {worst.tensor} at token "
-            f"{worst.token}: {worst.reference:.6g} became {worst.candidate:.6g}"
+            f"max abs logit error {found.max_abs_logit_error:.3g} (limit {limits.max_abs:.3g}), {worst.tensor} at "
+            f"token {worst.token}: {worst.reference:.6g} became {worst.candidate:.6g}"
         )
-    if not found.mean_kl <= kl:
-        problems.append(f"mean KL {found.mean_kl:.3g} nats a token (limit {kl:.3g})")
-    if not found.index_agreement >= MIN_INDEX_AGREEMENT:
-        problems.append(f"memory layers chose the same slots in {found.index_agreement:.1%} (at least 90%)")
+    if not found.mean_kl <= limits.kl:
+        problems.append(f"mean KL {found.mean_kl:.3g} nats a token (limit {limits.kl:.3g})")
+    if not found.index_agreement >= limits.index_agreement:
+        problems.append(
+            f"memory layers chose the same slots in {found.index_agreement:.1%} (at least {limits.index_agreement:.0%})"
+        )
     return f"verify: {what}: {'; '.join(problems)}" if problems else None
 
 

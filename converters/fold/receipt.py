@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ TOKENS = 256
 GATHERED_BYTES = 16 << 20
 # What one rounding of the table explains, and float32 sums in another order; the output's norm averages over entries.
 RELATIVE_LIMITS = {"float32": 1e-5, "float16": 2.0**-9, "bfloat16": 2.0**-7}
+RELATIVE_LIMITS |= dict.fromkeys(("int8", "uint8", "float8_e4m3fn"), 1e-5)  # codes are moved, never rounded again
 MIN_INDEX_AGREEMENT = 0.99
 
 
@@ -89,9 +91,15 @@ def _run(
 
 
 def _held_rows(checkpoint: Checkpoint, layer: MemoryLayer, table: TableSpec, rows: np.ndarray) -> ValueTable:
-    """A table of the given rows alone, float32."""
-    held = ValueTable(TableSpec(len(rows), table.value_width, table.pre_value_width)).requires_grad_(False)
-    for name, parameter in held.named_parameters():
-        stored = checkpoint.gather(f"tables.{layer.spec.table}.{name}", rows)
-        parameter.copy_(torch.from_numpy(stored.astype(np.float32)))
+    """A table of the given rows alone, floats in float32."""
+    cores = layer.spec.cores if layer.spec.expanded else 1
+    held = ValueTable(replace(table, rows=len(rows)), cores).requires_grad_(False)
+    addressed = (rows[:, None] * cores + np.arange(cores)).reshape(-1)
+    for name, tensor in held.state_dict().items():
+        stored = f"tables.{layer.spec.table}.{name}"
+        found = checkpoint.gather(stored, addressed if name == "values_scales" else rows)
+        if tensor.is_floating_point() and checkpoint.info(stored).dtype != "float8_e4m3fn":
+            tensor.copy_(torch.from_numpy(found.astype(np.float32)))
+        else:
+            tensor.view(torch.uint8).copy_(torch.from_numpy(found.view(np.uint8)))
     return held

@@ -6,6 +6,7 @@ import numpy as np
 
 from ultramem_deploy.checkpoint import Checkpoint, TensorTask
 from ultramem_deploy.checkpoint.writer import chunk_elements
+from ultramem_deploy.layout import table_layout
 from ultramem_deploy.spec import ModelSpec
 
 from .expand import gathered_task
@@ -22,7 +23,8 @@ def reorder_tasks(
     tasks = [gathered_task(slots, "values", after.table, dtype)]
     if slots.table.pre_value_width:
         tasks.append(gathered_task(slots, "pre_values", after.table))
-    return tasks
+    parts = [part for part in table_layout(slots.table) if part.endswith("_scales")]
+    return tasks + [gathered_task(slots, part, after.table) for part in parts]
 
 
 def _int32_task(slots: Slots) -> TensorTask:

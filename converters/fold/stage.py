@@ -113,6 +113,8 @@ class FoldJob:
         folded = folded_spec(spec, [choice.fold for choice in choices])
         if dtype is not None and folded.tables == spec.tables:
             raise InputError("--dtype: applies to rewritten table values, and this fold rewrites none; leave it out")
+        if dtype is not None and any(table.storage != "float" for table in spec.tables.values()):
+            raise InputError("--dtype: the source's tables are quantised, and codes keep their type; leave it out")
         return cls(spec, folded, choices, source, dtype)
 
     @property

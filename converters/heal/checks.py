@@ -20,6 +20,10 @@ def check_options(spec: ModelSpec, options: HealOptions) -> None:
     """InputError for a model without memory layers, or for an option outside its range."""
     if not spec.memory:
         raise InputError("heal: the model has no memory layers to train; run upcycle first")
+    codes = [f"table {name!r} ({table.storage})" for name, table in spec.tables.items() if table.storage != "float"]
+    codes += [f"dense weights ({spec.decoder.dense})"] if spec.decoder.dense != "float" else []
+    if codes:
+        raise InputError(f"heal: {', '.join(codes)}: a quantised model cannot be trained; heal first, then quantize")
     if options.train not in TRAINABLE:
         raise InputError(f"--train: expected one of {', '.join(TRAINABLE)}, found {options.train!r}")
     for name in ("steps", "batch", "lr", "value_lr"):

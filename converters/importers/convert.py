@@ -18,6 +18,7 @@ from ultramem_deploy.checkpoint.occupied import check_outside
 from ultramem_deploy.checkpoint.writer import chunk_elements
 from ultramem_deploy.defaults import DEFAULT_BUDGET
 from ultramem_deploy.errors import InputError
+from ultramem_deploy.layout import tensor_layout
 
 from .base import ImportPlan, SourceTensor, open_source
 from .registry import choose_importer
@@ -52,7 +53,8 @@ def import_checkpoint(
     source = open_source(Path(src))
     check_outside(Path(out), source.path)
     plan = choose_importer(source, family).plan(source)
-    targets = {name: target_dtype(name, tensor, dtype) for name, tensor in plan.tensors.items()}
+    layout = tensor_layout(plan.spec)
+    targets = {name: layout[name].dtype or target_dtype(name, tensor, dtype) for name, tensor in plan.tensors.items()}
     warnings = plan.warnings + _dtype_warnings(set(targets.values()))
     linkable = _whole_shards(plan, targets)
     summary = {

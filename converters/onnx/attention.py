@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -76,7 +77,19 @@ def declare_cache(inputs: Inputs) -> None:
 def linear(dialect: Portable, x: str, name: str, bias: bool) -> str:
     """The checkpoint's linear layer `name`."""
     g = dialect.graph
-    return dialect.linear(x, g.weight(f"{name}.weight"), g.weight(f"{name}.bias") if bias else None)
+    added = g.weight(f"{name}.bias") if bias else None
+    if g.holds(f"{name}.weight_scales"):
+        return dialect.linear_codes(x, *stored_codes(g, [name]), added)
+    return dialect.linear(x, g.weight(f"{name}.weight"), added)
+
+
+def stored_codes(graph: Graph, names: Sequence[str]) -> tuple[str, str, tuple[int, int, int]]:
+    """Codes and scales of linear layers whose outputs stand side by side, and the codes' shape [out, blocks, bytes]."""
+    parts = [[graph.stored(f"{name}.weight{kind}") for name in names] for kind in ("", "_scales")]
+    # Constant: a runtime concatenates once, when it loads the model.
+    codes, scales = (part[0] if len(part) == 1 else graph.op("Concat", *part, axis=0) for part in parts)
+    shapes = [graph.shape(f"{name}.weight") for name in names]
+    return codes, scales, (sum(shape[0] for shape in shapes), shapes[0][1], shapes[0][2])
 
 
 def project(dialect: Portable, decoder: DecoderSpec, layer: int, x: str) -> tuple[str, str, str]:
@@ -98,7 +111,11 @@ def project_packed(dialect: Portable, decoder: DecoderSpec, layer: int, x: str) 
         # Constant: a runtime concatenates once, when it loads the model.
         return g.op("Concat", *(g.weight(f"{prefix}.{part}_proj.{kind}") for part in "qkv"), axis=0)
 
-    y = dialect.linear(x, together("weight"), together("bias") if decoder.qkv_bias else None)
+    bias = together("bias") if decoder.qkv_bias else None
+    if decoder.dense != "float":
+        y = dialect.linear_codes(x, *stored_codes(g, [f"{prefix}.{part}_proj" for part in "qkv"]), bias)
+    else:
+        y = dialect.linear(x, together("weight"), bias)
     return _clipped(dialect, decoder, y)
 
 

@@ -9,7 +9,7 @@ from onnx import TensorProto
 
 from ...layout import block_norms
 from ...spec import DecoderSpec, ModelSpec, NormSpec
-from .attention import Inputs, declare_cache, linear
+from .attention import Inputs, declare_cache, linear, stored_codes
 from .attention_latent import Latent
 from .attention_ort import GroupQuery
 from .attention_portable import Standard
@@ -121,6 +121,10 @@ class DecoderGraph:
         d: DecoderSpec = self.decoder
         g = self.graph
         x = stream.normed(d.norm, "model.norm", d.hidden_size)
+        if d.dense != "float":
+            added = g.weight("lm_head.bias") if d.lm_head_bias else None
+            self.dialect.linear_codes(x, *stored_codes(g, ["lm_head"]), added, out="logits")
+            return
         weight = g.weight("model.embed_tokens.weight" if d.tie_embeddings else "lm_head.weight")
         bias = g.weight("lm_head.bias") if d.lm_head_bias else None
         self.dialect.head(x, weight, bias, lambda: self.inputs.shape(d.vocab_size), "logits")

@@ -92,6 +92,14 @@ class Graph:
             self._float_weights[value] = cast
         return self._float_weights[value]
 
+    def holds(self, name: str) -> bool:
+        """Whether the checkpoint has a tensor of this name."""
+        return name in self._tensors
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The stored shape of a checkpoint tensor."""
+        return self._tensors[name].shape
+
     def dtype(self, name: str) -> str:
         """The stored dtype of a checkpoint tensor."""
         return self._tensors[name].dtype

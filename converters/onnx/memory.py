@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from ...layout import table_layout
 from ...ops import DOMAIN
+from ...ops.encoding import ENCODINGS
 from ...ops.sparse_gate import ACTIVATIONS
 from ...spec import MemoryLayerSpec, ModelSpec
 from .attention import linear
@@ -122,18 +126,28 @@ class MemoryGraph:
         x = self.dialect.linear(hidden, g.weight(f"{self.prefix}.pre_query.weight"))
         table = g.stored(f"tables.{self.spec.table}.pre_values")
         activation = ACTIVATIONS.index(self.spec.gate_activation)
-        return g.op(f"{DOMAIN}::SparseGate", table, addresses, x, activation=activation)
+        scales, encoding = self._encoding("pre_values")
+        return g.op(f"{DOMAIN}::SparseGate", table, addresses, x, *scales, activation=activation, **encoding)
 
     def _lookup(self, addresses: str, scores: str) -> str:
         s, g, name = self.spec, self.graph, f"tables.{self.spec.table}.values"
+        lookup, (scales, encoding) = f"{DOMAIN}::SparseLookup", self._encoding("values")
         if not s.expanded:
-            return g.op(f"{DOMAIN}::SparseLookup", g.stored(name), addresses, scores, blocks=s.output_blocks)
+            return g.op(lookup, g.stored(name), addresses, scores, *scales, blocks=s.output_blocks, **encoding)
         # An expanded row is M rows of d numbers, one a core: the plain lookup on the same bytes, seen as [N*M, d].
-        table = g.stored(name, (self.table.rows * s.cores, self.model.decoder.hidden_size))
+        columns = table_layout(self.table)["values"].shape[1] // s.cores
+        table = g.stored(name, (self.table.rows * s.cores, columns))
         first = g.op("Unsqueeze", g.op("Mul", addresses, g.constant(s.cores)), g.constant([2]))
         spread = g.reshape(g.op("Add", first, g.constant(np.arange(s.cores))), -1, s.taken * s.cores)
         weights = g.reshape(scores, -1, s.taken * s.cores, 1)
-        return g.op(f"{DOMAIN}::SparseLookup", table, spread, weights, blocks=1)
+        return g.op(lookup, table, spread, weights, *scales, blocks=1, **encoding)
+
+    def _encoding(self, part: str) -> tuple[list[str], dict[str, Any]]:
+        """What the operator that reads a table's `part` takes besides, where it is quantised: scales, the encoding."""
+        if self.table.storage == "float":
+            return [], {}
+        scales = self.graph.stored(f"tables.{self.spec.table}.{part}_scales")
+        return [scales], {"encoding": ENCODINGS.index(self.table.storage)}
 
     def _project(self, looked_up: str, hidden: str) -> str:
         s, g = self.spec, self.graph

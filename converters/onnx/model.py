@@ -11,6 +11,7 @@ from ...checkpoint import TensorInfo
 from ...checkpoint.provenance import tool_version
 from ...errors import InputError
 from ...ops import DOMAIN, OPERATORS, VERSION
+from ...ops.encoding import ENCODINGS
 from ...runtime.ort_model import description_fingerprint
 from ...spec import ModelSpec
 from .decoder import DecoderGraph
@@ -37,10 +38,9 @@ def build_model(spec: ModelSpec, tensors: Mapping[str, TensorInfo], target: str 
     proto = helper.make_graph(
         graph.nodes, "ultramem", graph.inputs, graph.outputs, initializer=list(graph.initializers.values())
     )
-    used = {node.op_type for node in graph.nodes if node.domain == DOMAIN}
     model = helper.make_model(
         proto,
-        functions=[operator.function for operator in OPERATORS if operator.name in used],
+        functions=_functions(graph),
         opset_imports=_opsets(graph),
         ir_version=IR_VERSION,
         producer_name="ultramem-deploy",
@@ -48,6 +48,19 @@ def build_model(spec: ModelSpec, tensors: Mapping[str, TensorInfo], target: str 
     )
     helper.set_model_props(model, _metadata(spec, target, decoder.packs_cache))
     return model
+
+
+def _functions(graph: Graph) -> list[onnx.FunctionProto]:
+    """The bodies of the operators in use, for the encoding of their tables. InputError where one needs two bodies."""
+    used: dict[str, set[int]] = {}
+    for node in graph.nodes:
+        if node.domain == DOMAIN:
+            encoding = [a.i for a in node.attribute if a.name == "encoding"]
+            used.setdefault(node.op_type, set()).update(encoding or [0])
+    mixed = [name for name, encodings in used.items() if len(encodings) > 1]
+    if mixed:
+        raise InputError(f"export: the tables that {mixed[0]} reads are stored in different ways: quantize all or none")
+    return [op.function_for(ENCODINGS[min(used[op.name])]) for op in OPERATORS if op.name in used]
 
 
 def _opsets(graph: Graph) -> list[onnx.OperatorSetIdProto]:

@@ -27,6 +27,7 @@ ONNX_TYPES: Mapping[str, int] = {
     "int32": TensorProto.INT32,
     "int8": TensorProto.INT8,
     "uint8": TensorProto.UINT8,
+    "float8_e4m3fn": TensorProto.UINT8,  # ONNX Runtime gathers no float8; our operators know it by their attribute
 }
 
 

@@ -117,6 +117,12 @@ void* Context::output(int index, const Shape& shape) const {
   return data;
 }
 
+void* Context::gpu_stream() const {
+  void* stream = nullptr;
+  check(ort::KernelContextGetGPUComputeStream::of(api_)(host_, &stream));
+  return stream;
+}
+
 void Context::run(std::int64_t count, std::size_t scratch_bytes, const Task& task) const {
   Batch batch{task, scratch_bytes};
   if (count == 1) {

@@ -45,6 +45,9 @@ class Context {
   using Task = std::function<UltramemStatus(std::int64_t index, void* scratch)>;
   void run(std::int64_t count, std::size_t scratch_bytes, const Task& task) const;
 
+  // The stream that a GPU's provider computes on (CUDA's cudaStream_t); null on the CPU.
+  void* gpu_stream() const;
+
   static constexpr std::int64_t kMostTasks = 64;
 
  private:

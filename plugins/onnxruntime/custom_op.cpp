@@ -88,11 +88,15 @@ bool advance(const Operator& op, std::vector<int>& choice) {
 
 }  // namespace
 
-CustomOp::CustomOp(const Operator& described, std::vector<ElementType> chosen, Compute function)
-    : OrtCustomOp{}, op(described), types(std::move(chosen)), compute(function) {
+CustomOp::CustomOp(const Registered& registered, std::vector<ElementType> chosen)
+    : OrtCustomOp{},
+      op(registered.op),
+      types(std::move(chosen)),
+      compute(registered.compute),
+      provider(registered.provider) {
   version = ort::kApiVersion;
   GetName = [](const OrtCustomOp* op) { return self(op).op.name; };
-  GetExecutionProviderType = [](const OrtCustomOp*) { return "CPUExecutionProvider"; };
+  GetExecutionProviderType = [](const OrtCustomOp* op) { return self(op).provider; };
   GetInputType = [](const OrtCustomOp* op, std::size_t i) { return self(op).type_of(self(op).op.inputs[i]); };
   GetInputTypeCount = [](const OrtCustomOp* op) { return static_cast<std::size_t>(self(op).op.input_count); };
   GetOutputType = [](const OrtCustomOp* op, std::size_t i) { return self(op).type_of(self(op).op.outputs[i]); };
@@ -120,13 +124,14 @@ std::int32_t CustomOp::type_of(const Port& port) const {
   return 0;  // ONNX's UNDEFINED
 }
 
-std::vector<std::unique_ptr<CustomOp>> combinations(const Operator& op, Compute compute) {
+std::vector<std::unique_ptr<CustomOp>> combinations(const Registered& registered) {
+  const Operator& op = registered.op;
   std::vector<std::unique_ptr<CustomOp>> all;
   std::vector<int> choice(static_cast<std::size_t>(op.type_count), 0);
   do {
     std::vector<ElementType> types;
     for (std::size_t v = 0; v < choice.size(); ++v) types.push_back(op.types[v].allowed[choice[v]]);
-    all.push_back(std::make_unique<CustomOp>(op, types, compute));
+    all.push_back(std::make_unique<CustomOp>(registered, types));
   } while (advance(op, choice));
   return all;
 }

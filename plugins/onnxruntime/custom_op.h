@@ -11,17 +11,18 @@ namespace ultramem::onnxruntime {
 
 struct CustomOp : OrtCustomOp {
   // `types[v]` is the element type that type variable v has in this combination.
-  CustomOp(const Operator& op, std::vector<ElementType> types, Compute compute);
+  CustomOp(const Registered& registered, std::vector<ElementType> types);
 
   std::int32_t type_of(const Port& port) const;
 
   const Operator& op;
   std::vector<ElementType> types;
   Compute compute;
+  const char* provider;
 };
 
 // One CustomOp for every combination of the operator's types: a registered name hides the model's function body for
 // every type, so none may be missing.
-std::vector<std::unique_ptr<CustomOp>> combinations(const Operator& op, Compute compute);
+std::vector<std::unique_ptr<CustomOp>> combinations(const Registered& registered);
 
 }  // namespace ultramem::onnxruntime

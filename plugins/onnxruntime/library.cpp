@@ -11,19 +11,6 @@
 namespace ultramem::onnxruntime {
 namespace {
 
-struct Registered {
-  const Operator& op;
-  Compute compute;
-};
-
-constexpr Registered kRegistered[] = {
-    {operators::kTuckerTopK, tucker_topk},
-    {operators::kSparseGate, sparse_gate},
-    {operators::kSparseLookup, sparse_lookup},
-};
-static_assert(sizeof kRegistered / sizeof *kRegistered == sizeof operators::kAll / sizeof *operators::kAll,
-              "every described operator has an adapter");
-
 // A domain and the operators in it, which sessions refer to for as long as they live: never freed.
 struct Domain {
   OrtCustomOpDomain* host = nullptr;
@@ -33,8 +20,8 @@ struct Domain {
 Domain* make_domain(const OrtApi* api) {
   auto domain = std::make_unique<Domain>();
   check(ort::CreateCustomOpDomain::of(api)(operators::kDomain, &domain->host));
-  for (const Registered& registered : kRegistered) {
-    for (auto& op : combinations(registered.op, registered.compute)) {
+  for (const Registered& each : registered()) {
+    for (auto& op : combinations(each)) {
       check(ort::CustomOpDomainAdd::of(api)(domain->host, op.get()));
       domain->ops.push_back(std::move(op));
     }

@@ -109,6 +109,7 @@ using KernelContextGetInputCount = Call<88, OrtStatus*(const OrtKernelContext*, 
 using KernelContextGetInput = Call<90, OrtStatus*(const OrtKernelContext*, std::size_t, const OrtValue**)>;
 using KernelContextGetOutput =
     Call<91, OrtStatus*(OrtKernelContext*, std::size_t, const std::int64_t* dims, std::size_t rank, OrtValue**)>;
+using KernelContextGetGPUComputeStream = Call<193, OrtStatus*(const OrtKernelContext*, void** stream)>;
 using KernelContextParallelFor = Call<274, OrtStatus*(const OrtKernelContext*, void (*task)(void* data, std::size_t),
                                                       std::size_t total, std::size_t batches, void* data)>;
 

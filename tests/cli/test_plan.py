@@ -37,7 +37,6 @@ def test_what_does_not_fit_is_an_answer(um: Invoke, chain: Chain) -> None:
     (["--batch", "0"], "expected positive numbers such as 1,16,64, found '0'"),
     (["--batch", "1,x"], "expected positive numbers"),
     (["--memory-budget", "lots"], "--memory-budget: expected a size such as 2GiB"),
-    (["--stage", "quantize"], "quantize is not available yet"),
 ])  # fmt: skip
 def test_bad_options(um: Invoke, chain: Chain, options: list[str], said: str) -> None:
     assert_one_line(um("plan", chain.paths["heal"], *options), said)

@@ -159,3 +159,21 @@ def test_convert_to_the_official_layout_and_back(um: Invoke, tmp_path: Path) -> 
     assert um("fold", there, folded).exit_code == 0
     result = um("convert", folded, tmp_path / "no", "--to", "olmo-ultramem")
     assert result.exit_code == 2 and "folded" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_quantize_tells_errors_and_perplexity(um: Invoke, chain: Chain, text: Path, tmp_path: Path) -> None:
+    source, out = chain.paths["heal"], tmp_path / "out"
+    result = um("quantize", source, out, "--tables", "int4", "--text", text)
+    assert result.exit_code == 0, result.output
+    for part in (
+        "tables.",
+        "int4, relative RMS error 0.",
+        "worst row",
+        f"tokens of {text.name}",
+        "next: ultramem-deploy",
+    ):
+        assert part in result.stdout
+    printed = json.loads(um("quantize", source, out, "--tables", "int4", "--text", text, "--json").stdout)
+    assert printed["stage"] == "quantize" and printed["up_to_date"] and printed["perplexity_after"] > 0
+    assert "tolerance" in um("verify", source, out).stdout
+    assert "--tables" in um("quantize", source, out).stderr

@@ -122,6 +122,21 @@ def test_more_candidates_than_a_chunk() -> None:
     torch.testing.assert_close(found[0], scores, rtol=1e-5, atol=1e-5)
 
 
+def test_topk_gradients_where_many_pairs_share_entries() -> None:
+    """More pairs than the kernel compares at a time, over few rows and columns; against autograd in float64."""
+    row, col, u, v, core = normal(7, (2, 2, 2, 9), (2, 2, 2, 5), (2, 2), (2, 2), (3, 2, 2, 2))
+    single = [x.requires_grad_() for x in (row, col, core)]
+    scores, indices = tucker_topk.tucker_topk(row, col, u, v, core, 40)
+    (weight,) = normal(8, tuple(scores.shape))
+    found = torch.autograd.grad((scores * weight).sum(), single)
+    double = [x.detach().double().requires_grad_() for x in single]
+    grid = torch.einsum("thri,chrs,thsj->thijc", double[0], double[2], double[1]).flatten(2, 3)
+    kept = grid.gather(2, indices.reshape(2, 2, 40, 1).expand(-1, -1, -1, 3)).flatten(1, 2)
+    expected = torch.autograd.grad((kept * weight.double()).sum(), double)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("address", [-1, 6])
 def test_an_address_outside_the_table(address: int) -> None:
     with pytest.raises(RuntimeError, match=r"SparseLookup: an address outside \[0, 6\)"):

@@ -17,7 +17,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.ops import cases, checks, cuda_backend
+from benchmarks import gpu_decode, gpu_operators
+from tests.ops import backends, cases, checks, cuda_backend
+from tools.check_tensorrt import built
 from tools.cuda_library import CudaLibrary
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -126,6 +128,64 @@ def test_refusals(host: CudaLibrary) -> None:
     ):
         with pytest.raises(RuntimeError, match="sparse_lookup: code 3"):
             host.sparse_lookup(wrong, **options)
+
+
+@pytest.fixture(scope="session")
+def ort_adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The adapters for ONNX Runtime's CUDA provider, registered for its CPU provider (cuda_on_host/registered.cpp)."""
+    target = tmp_path_factory.mktemp("ort_on_host") / "adapters.so"
+    names = ("context", "custom_op", "library", "operators", "problems", "cuda_operators")
+    sources = [CHECKOUT / "plugins" / "onnxruntime" / f"{name}.cpp" for name in names]
+    kernels = built.BUILD / "plugins" / "kernels" / "libultramem_kernels.a"
+    flags = ["-shared", "-fPIC", '-DULTRAMEM_VERSION="test"', f"-I{CHECKOUT / 'plugins' / 'kernels'}"]
+    shapes = CHECKOUT / "plugins" / "shapes.cpp"
+    compile_for_host(target, *flags, *sources, SHIM / "registered.cpp", shapes, "-x", "none", kernels)
+    return target
+
+
+def test_onnxruntime_adapters(ort_adapters: Path) -> None:
+    """What the CUDA provider's adapters make of ONNX Runtime's tensors: pointers, sizes, attributes, types."""
+    run = backends.runtime(ort_adapters)
+
+    @FEW
+    @given(lookup=cases.lookups(), gate=cases.gates(), retrieval=cases.retrievals().filter(_is_small))
+    def check(lookup: cases.Case, gate: cases.Case, retrieval: cases.Case) -> None:
+        checks.check_sparse_lookup(lookup, {"ort": run})
+        checks.check_sparse_gate(gate, {"ort": run})
+        checks.check_tucker_topk(retrieval, {"ort": run})
+
+    check()
+
+
+def _is_small(case: cases.Case) -> bool:
+    """Each head of each token takes the host's threads some fifty milliseconds."""
+    tokens, heads, *_ = case.inputs["row_scores"].shape
+    return tokens * heads <= 2
+
+
+def test_the_cuda_library_serves_the_cpu_too() -> None:
+    """An ONNX Runtime without CUDA registers it and runs the CPU kernels, as for nodes that a session leaves there."""
+    library = built.ort_cuda_library()
+    if library is None:
+        pytest.skip("libultramem_ort_cuda.so is not built: `make plugins` builds it where nvcc is found")
+    table, scores = cases.normal(8, (7, 16), (3, 5, 1))
+    inputs = {"table": table, "addresses": torch.zeros(3, 5, dtype=torch.int64), "scores": scores}
+    case = cases.Case(cases.sparse_lookup.OPERATOR, inputs, {"blocks": 2, "encoding": 0})
+    checks.check_sparse_lookup(case, {"cpu": backends.runtime(library)})
+
+
+def test_the_benchmarks_run(host: CudaLibrary) -> None:
+    """Their arithmetic and their checks of what they time, on sizes that mean nothing."""
+    lookup = gpu_operators.lookup(host, "cpu", rows=50, tokens=4, bandwidth=1e9, width=32)
+    assert lookup.megabytes_read == 4 * 64 * 32 * 2 / 1e6 and lookup.share > 0
+    assert gpu_operators.topk(host, "cpu", tokens=1, keys=20, k=3).tokens == 1
+    shape = gpu_decode.Shape(
+        hidden=8, layers=1, memory_layers=2, side=4, keys=8, width=16, k=2, experts=3, expert_width=8
+    )
+    _, nbytes = gpu_decode.memory_step(host, "cpu", shape, batch=3)
+    assert nbytes == 2 * (3 * 2 * 2 * 16 * 2 + 2 * 3 * 2 * 2 * 8 * 4)
+    figure = gpu_decode.figure(host, "cpu", shape, batch=3, bandwidth=1e9)
+    assert figure.batch == 3 and figure.bound_share > 0 and figure.against_moe > 0
 
 
 def test_no_thread_races(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_the_variable_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_missing_library_says_how_to_build_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(plugins.ORT_VARIABLE, raising=False)
-    monkeypatch.setattr(plugins, "_installed", lambda: None)
+    monkeypatch.setattr(plugins, "_installed", lambda _: None)
     monkeypatch.setattr(plugins, "CHECKOUT", tmp_path)
     with pytest.raises(InputError, match=r"`pip install \.` builds it, or `make plugins`"):
         plugins.ort_library()
@@ -44,7 +44,7 @@ def test_the_newest_build_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         folder.mkdir(parents=True)
         (folder / plugins.ORT_LIBRARY).touch()
         os.utime(folder / plugins.ORT_LIBRARY, (10_000 - age, 10_000 - age))
-    assert plugins._built() == tmp_path / "build" / "new" / plugins.ORT_LIBRARY
+    assert plugins._built(plugins.ORT_LIBRARY) == tmp_path / "build" / "new" / plugins.ORT_LIBRARY
 
 
 def test_the_library_describes_itself() -> None:

@@ -1,4 +1,4 @@
-"""What the build left behind: the plugin library, its harness, ptxas's reports."""
+"""What the build left behind: libraries, the harness, ptxas's reports."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ NOT_BUILT = "libultramem_tensorrt.so is not built: `make plugins` builds it wher
 def library(build: Path = BUILD) -> Path | None:
     """The plugin library in a build folder, or None."""
     return _file(build / "plugins" / "tensorrt" / "libultramem_tensorrt.so")
+
+
+def cuda_library(build: Path = BUILD) -> Path | None:
+    """The kernels' C API on a GPU, or None."""
+    return _file(build / "plugins" / "kernels" / "cuda" / "libultramem_cuda.so")
+
+
+def ort_cuda_library(build: Path = BUILD) -> Path | None:
+    """The kernels for ONNX Runtime's CUDA provider, or None."""
+    return _file(build / "plugins" / "onnxruntime" / "libultramem_ort_cuda.so")
 
 
 def harness(build: Path = BUILD) -> Path | None:

@@ -19,6 +19,8 @@ VERBS = {
     "upcycle": "Add memory layers to a dense model.",
     "heal": "Train the memory layers on text.",
     "fold": "Fold projections, shuffles and key norms into tables and keys.",
+    "profile": "Count which slots a text reads.",
+    "quantize": "Store tables as int8, int4 or float8, one scale a row.",
     "export": "Canonical checkpoint to an ONNX bundle.",
     "build": "Canonical checkpoint or bundle to a TensorRT engine.",
     "bundle": "Exported model to a directory that C++ programs and ONNX Runtime GenAI run.",

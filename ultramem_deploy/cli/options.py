@@ -73,6 +73,12 @@ jobs_option = click.option(
 )
 
 
+def tables_option(**settings: Any) -> Decorator:
+    """--tables: how quantised tables are stored."""
+    choice = click.Choice(["int8", "int4", "float8_e4m3"])
+    return click.option("--tables", type=choice, help="How quantize stores the tables.", **settings)
+
+
 def batch_option(**settings: Any) -> Decorator:
     """--batch N,N,…: batch sizes."""
     return click.option("--batch", metavar="N,...", callback=_batches, **settings)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import pipeline
-from .options import EXISTING, batch_option, json_option, memory_budget_option, verb
+from .options import EXISTING, batch_option, json_option, memory_budget_option, tables_option, verb
 from .output import print_json, size
 
 if TYPE_CHECKING:
@@ -20,15 +20,24 @@ if TYPE_CHECKING:
 @click.argument("src", type=EXISTING)
 @click.option("--stage", type=click.Choice(["convert", "fold", "quantize", "export"]),
               help="Plan this stage alone. Default: the chain that makes sense for SRC.")  # fmt: skip
+@tables_option(default="int8", show_default=True)
 @batch_option(default="1,16,64,512", show_default=True, help="Tokens a step, one or several.")
 @memory_budget_option
 @click.option("--calibrate", is_flag=True, help="Measure this machine first (10 s) and keep its profile.")
 @json_option
 def command(
-    src: Path, stage: str | None, batch: tuple[int, ...], memory_budget: int, calibrate: bool, as_json: bool
+    src: Path,
+    stage: str | None,
+    tables: str,
+    batch: tuple[int, ...],
+    memory_budget: int,
+    calibrate: bool,
+    as_json: bool,
 ) -> None:
     """Say what each stage would make of SRC: fold choices, bytes read a token, memory, disk, time; from headers."""
-    result = pipeline.plan(src, stage=stage, batch=batch, memory_budget=memory_budget, calibrate=calibrate)
+    result = pipeline.plan(
+        src, stage=stage, batch=batch, memory_budget=memory_budget, calibrate=calibrate, tables=tables
+    )
     if as_json:
         print_json(result)
         return

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..layout import block_norm_names, block_norms
+from ..layout import addressed_cores, block_norm_names, block_norms
 from ..spec import DecoderSpec, ModelSpec
 from .attention import Attention, Context
 from .cache import KVCache
@@ -62,7 +62,9 @@ class UltraMemModel(nn.Module):
         self.spec = spec
         self.model = Trunk(spec.decoder)
         self.memory = nn.ModuleList(MemoryLayer(layer, spec) for layer in spec.memory)
-        self.tables = nn.ModuleDict({name: ValueTable(table) for name, table in spec.tables.items()})
+        self.tables = nn.ModuleDict(
+            {name: ValueTable(table, addressed_cores(spec, name)) for name, table in spec.tables.items()}
+        )
         if not spec.decoder.tie_embeddings:
             self.lm_head = nn.Linear(spec.decoder.hidden_size, spec.decoder.vocab_size, bias=spec.decoder.lm_head_bias)
 

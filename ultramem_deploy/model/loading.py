@@ -9,8 +9,9 @@ import torch
 
 from ..checkpoint import Checkpoint
 from ..errors import InputError
-from ..layout import tensor_layout
+from ..layout import decoder_shapes, tensor_layout
 from ..spec import ModelSpec
+from ..storage import DENSE_BITS
 from .decoder import UltraMemModel
 from .memory import MemoryLayer
 
@@ -20,34 +21,60 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def load(path: str | Path, dtype: str | None = None, device: str = "cpu") -> UltraMemModel:
     """The PyTorch model of a canonical checkpoint, in evaluation mode, without gradients.
 
-    dtype: "float32", "bfloat16" or "float16" converts the floating-point tensors; None keeps them as stored, mapped
-    from the files without a copy (where a source mixes dtypes in its decoder: the widest of them). Raises InputError
-    where a tensor is missing, left over or of another shape.
+    dtype: "float32", "bfloat16" or "float16" converts the floating-point tensors, but for quantised tables; None keeps
+    them as stored, mapped from the files without a copy (where a source mixes dtypes in its decoder: the widest of
+    them). Raises InputError where a tensor is missing, left over, of another shape, or stored as it must not be.
     """
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
     directory = Path(path)
-    spec = ModelSpec.load(directory)
-    checkpoint = Checkpoint.open(directory)
+    return load_checkpoint(ModelSpec.load(directory), Checkpoint.open(directory), dtype, device)
+
+
+def load_checkpoint(
+    spec: ModelSpec, checkpoint: Checkpoint, dtype: str | None = None, device: str = "cpu"
+) -> UltraMemModel:
+    """As `load`, of a checkpoint that is open already."""
     check_tensors(spec, checkpoint)
     with torch.device("meta"):
         model = UltraMemModel(spec)
     target = DTYPES[dtype] if dtype else None
     dense = target or _dense_dtype(spec, checkpoint)
+    wanted = {"dense": dense, "memory": target, "table": target, "buffer": target, "scales": None}
     state = {
-        name: _converted(checkpoint.torch(name), dense if tensor.role == "dense" else target, device)
+        name: _converted(checkpoint.torch(name), None if tensor.dtype else wanted[tensor.role], device)
         for name, tensor in tensor_layout(spec).items()
     }
+    decode_dense(spec, state, dense)
     model.load_state_dict(state, strict=True, assign=True)
     return model.requires_grad_(False).eval()
 
 
 def _dense_dtype(spec: ModelSpec, checkpoint: Checkpoint) -> torch.dtype:
     """The dtype of the decoder's weights; the widest common one where a source mixes them."""
-    names = [name for name, tensor in tensor_layout(spec).items() if tensor.role == "dense"]
+    names = [name for name, tensor in tensor_layout(spec).items() if tensor.role == "dense" and not tensor.dtype]
     dtypes: set[torch.dtype] = {getattr(torch, checkpoint.info(name).dtype) for name in names}
     widest: torch.dtype = functools.reduce(torch.promote_types, dtypes)
     return widest
+
+
+def decode_dense(spec: ModelSpec, state: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+    """Turn the decoder's quantised weights in `state` into floats [out, in], and drop their scales."""
+    for name, shape in decoder_shapes(spec.decoder).items():
+        scales = state.pop(f"{name}_scales", None) if spec.decoder.dense != "float" else None
+        if scales is not None:
+            state[name] = dense_numbers(state[name], scales, spec.decoder.dense).reshape(shape).to(dtype)
+
+
+def dense_numbers(codes: torch.Tensor, scales: torch.Tensor, storage: str) -> torch.Tensor:
+    """What MatMulNBits reads: codes uint8 [out, blocks, bytes] less the middle, times scales [out, blocks].
+
+    Returns float32 [out, blocks * 32].
+    """
+    if storage == "int4":
+        codes = torch.stack((codes & 15, codes >> 4), dim=-1).flatten(-2)
+    middle = 1 << (DENSE_BITS[storage] - 1)
+    return ((codes.float() - middle) * scales[..., None]).flatten(1)
 
 
 def load_memory_layer(
@@ -72,11 +99,13 @@ def check_tensors(spec: ModelSpec, checkpoint: Checkpoint) -> None:
     layout = tensor_layout(spec)
     where = checkpoint.path.name
     for name, expected in layout.items():
-        found = checkpoint.info(name).shape
-        if found != expected.shape:
+        found = checkpoint.info(name)
+        if found.shape != expected.shape:
             raise InputError(
-                f"{where}: tensor {name}: config.json asks for shape {list(expected.shape)}, found {list(found)}"
+                f"{where}: tensor {name}: config.json asks for shape {list(expected.shape)}, found {list(found.shape)}"
             )
+        if expected.dtype not in (None, found.dtype):
+            raise InputError(f"{where}: tensor {name}: config.json asks for {expected.dtype}, found {found.dtype}")
     extra = sorted(set(checkpoint.tensors) - set(layout))
     if extra:
         raise InputError(f"{where}: tensor {extra[0]} ({len(extra)} in all) is not part of the model in config.json")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..layout import table_layout
 from ..ops.sparse_gate import ACTIVATIONS, sparse_gate
 from ..ops.sparse_lookup import sparse_lookup
 from ..ops.tucker_topk import tucker_topk
@@ -20,12 +21,27 @@ CHUNK_BYTES = 64 << 20
 
 
 class ValueTable(nn.Module):
-    """A value table [N, D] and, for gated memories, its pre-values [N, P]; layers may share one."""
+    """A value table [N, D] and, for gated memories, its pre-values [N, P]; layers may share one.
 
-    def __init__(self, spec: TableSpec) -> None:
+    A quantised table holds codes and scales as `layout.table_layout` describes them, as buffers: nothing trains them.
+    """
+
+    values: torch.Tensor
+    pre_values: torch.Tensor | None
+    values_scales: torch.Tensor | None
+    pre_values_scales: torch.Tensor | None
+
+    def __init__(self, spec: TableSpec, cores: int = 1) -> None:
         super().__init__()
-        self.values = nn.Parameter(torch.empty(spec.rows, spec.value_width))
-        self.pre_values = nn.Parameter(torch.empty(spec.rows, spec.pre_value_width)) if spec.pre_value_width else None
+        layout = table_layout(spec, cores)
+        for name in ("values", "pre_values", "values_scales", "pre_values_scales"):
+            tensor = layout.get(name)
+            if tensor is None:
+                self.register_buffer(name, None)
+            elif tensor.dtype is None:
+                self.register_parameter(name, nn.Parameter(torch.empty(tensor.shape)))
+            else:
+                self.register_buffer(name, torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype)))
 
 
 @dataclass(frozen=True)
@@ -108,7 +124,8 @@ class MemoryLayer(nn.Module):
         """The output [T, d] of `hidden` [T, d]: weights [T,K,M] at addresses [T,K] (block*rows + row) of `table`."""
         if table.pre_values is not None:
             x = self.pre_query(hidden).float()
-            gate = sparse_gate(table.pre_values, addresses, x, ACTIVATIONS.index(self.spec.gate_activation))
+            activation = ACTIVATIONS.index(self.spec.gate_activation)
+            gate = sparse_gate(table.pre_values, addresses, x, activation, table.pre_values_scales)
             scores = scores * gate[..., None]
         return self._project(self._lookup(table, addresses, scores), hidden)
 
@@ -161,12 +178,13 @@ class MemoryLayer(nn.Module):
     def _lookup(self, table: ValueTable, addresses: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         s = self.spec
         if not s.expanded:
-            return cast(torch.Tensor, sparse_lookup(table.values, addresses, scores, s.output_blocks))
+            values, scales = table.values, table.values_scales
+            return cast(torch.Tensor, sparse_lookup(values, addresses, scores, s.output_blocks, scales))
         # An expanded row is M rows of d numbers, one a core: the plain lookup on the same bytes, seen as [N*M, d].
-        rows = table.values.view(-1, self.hidden_size)
+        rows = table.values.view(len(table.values) * s.cores, -1)
         core = torch.arange(s.cores, device=addresses.device)
         spread = (addresses[..., None] * s.cores + core).flatten(1)
-        return cast(torch.Tensor, sparse_lookup(rows, spread, scores.flatten(1)[..., None], 1))
+        return cast(torch.Tensor, sparse_lookup(rows, spread, scores.flatten(1)[..., None], 1, table.values_scales))
 
     def _project(self, looked_up: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         if self.spec.output_gate:

@@ -80,6 +80,8 @@ def _demanded(spec: ModelSpec, items: Sequence[ItemBytes], mode: str) -> list[Ch
 
 
 def _instead(mode: str, why: str) -> str:
+    if "quantised" in why:
+        return "fold the checkpoint that it was quantised from, then quantize"
     if "already" in why:
         return "start from the unfolded checkpoint" if mode == "expand" else "nothing is left to fold so"
     return "choose --mode auto or keys" if mode != "keys" else "choose another --mode"
@@ -133,7 +135,7 @@ class _Trade:
         even = _break_even(spec, index, plain, items)
         wins = "at every batch" if even == math.inf else f"below batch {even:.0f}"
         output = size(projection_numbers(spec.memory[index], spec) * items.output)
-        rows = [row_bytes(spec, index, fold, items) for fold in (plain, "expand")]
+        rows = [value_bytes(spec, index, fold, items) for fold in (plain, "expand")]
         facts = (
             f"{mean:.2f}x the bytes {where}: W_o ({output} a step) vanishes, a row grows from {size(rows[0])} to "
             f"{size(rows[1])}; fewer {wins}"
@@ -150,10 +152,10 @@ def _read(spec: ModelSpec, index: int, fold: str, items: ItemBytes, batches: Seq
     return [token_bytes(after.memory[index], after, folded_items(fold, items), batch) for batch in batches]
 
 
-def row_bytes(spec: ModelSpec, index: int, fold: str, items: ItemBytes) -> int:
+def value_bytes(spec: ModelSpec, index: int, fold: str, items: ItemBytes) -> int:
     """Bytes of values that one retrieved slot reads after a fold."""
     after = _alone(spec, index, fold)
-    return after.tables[after.memory[index].table].value_width * folded_items(fold, items).values
+    return round(after.tables[after.memory[index].table].value_width * folded_items(fold, items).values)
 
 
 def _break_even(spec: ModelSpec, index: int, plain: str, items: ItemBytes) -> float:
@@ -199,9 +201,19 @@ def layer_report(
     """One layer of the plan: choice, reason, table bytes and bytes read a token at each batch, before and after."""
     items = ItemBytes.of(spec, index, dtypes)
     after = _alone(spec, index, choice.fold)
-    layers = {"before": (spec, items), "after": (after, folded_items(choice.fold, items))}
+    return read_report(index, choice, (spec, items), (after, folded_items(choice.fold, items)), batches)
+
+
+def read_report(
+    index: int,
+    choice: Choice,
+    before: tuple[ModelSpec, ItemBytes],
+    after: tuple[ModelSpec, ItemBytes],
+    batches: Sequence[int],
+) -> dict[str, object]:
+    """What layer `index` holds and reads before and after a stage, beside what was chosen."""
     report: dict[str, object] = {"layer": index, "choice": choice.fold, "reason": choice.reason}
-    for when, (model, own) in layers.items():
+    for when, (model, own) in (("before", before), ("after", after)):
         report[f"table_bytes_{when}"] = table_bytes(model.memory[index], model, own)
         read = {str(batch): round(token_bytes(model.memory[index], model, own, batch)) for batch in batches}
         report[f"bytes_per_token_{when}"] = read

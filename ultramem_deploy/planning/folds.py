@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..checkpoint.header import itemsize
+from ..layout import addressed_cores
 from ..spec import MemoryLayerSpec, ModelSpec, TableSpec
+from ..storage import SCALE_BYTES, STORAGES
 
 FOLDS = ("expand", "shuffle", "keys", "none")
 _LARGEST_INT32 = (1 << 31) - 1
@@ -17,25 +19,33 @@ _LARGEST_INT32 = (1 << 31) - 1
 
 @dataclass(frozen=True)
 class ItemBytes:
-    """Bytes an item of what one layer reads; keys as they are multiplied, which is float32 once they are normalised."""
+    """Bytes an item of what one layer reads; keys as they are multiplied, which is float32 once they are normalised.
 
-    values: int
-    pre_values: int
+    Values of int4 are half a byte; `scales` are those of a row of values and of one of pre-values together.
+    """
+
+    values: float
+    pre_values: float
     output: int
     keys: int
     shuffle: int
+    scales: int = 0
 
     @classmethod
     def of(cls, spec: ModelSpec, index: int, dtypes: Mapping[str, str]) -> ItemBytes:
         """Of memory layer `index`; `dtypes` maps tensor names to what they are stored as."""
         layer = spec.memory[index]
-        table, own = f"tables.{layer.table}", f"memory.{index}"
+        name, own, table = f"tables.{layer.table}", f"memory.{index}", spec.tables[layer.table]
+        quantised = table.storage != "float"
+        one = STORAGES[table.storage].bits / 8 if quantised else None
+        scales = addressed_cores(spec, layer.table) + (1 if table.pre_value_width else 0)
         return cls(
-            values=itemsize(dtypes[f"{table}.values"]),
-            pre_values=itemsize(dtypes[f"{table}.pre_values"]) if spec.tables[layer.table].pre_value_width else 0,
+            values=one or itemsize(dtypes[f"{name}.values"]),
+            pre_values=(one or itemsize(dtypes[f"{name}.pre_values"])) if table.pre_value_width else 0,
             output=0 if layer.expanded else itemsize(dtypes[f"{own}.output.weight"]),
             keys=4 if layer.key_norm else itemsize(dtypes[f"{own}.row_keys"]),
             shuffle=itemsize(dtypes[f"{own}.shuffle"]) if layer.shuffle else 0,
+            scales=SCALE_BYTES * scales if quantised else 0,
         )
 
 
@@ -58,7 +68,7 @@ def token_bytes(layer: MemoryLayerSpec, spec: ModelSpec, items: ItemBytes, batch
     no fold changes (query, gates, cores) is left out.
     """
     table = spec.tables[layer.table]
-    rows = table.value_width * items.values + table.pre_value_width * items.pre_values
+    rows = row_bytes(table, items)
     shuffle = items.shuffle if layer.shuffle else 0
     once = projection_numbers(layer, spec) * items.output + key_numbers(layer) * items.keys
     return layer.taken * (rows + shuffle) + once / batch
@@ -67,20 +77,30 @@ def token_bytes(layer: MemoryLayerSpec, spec: ModelSpec, items: ItemBytes, batch
 def table_bytes(layer: MemoryLayerSpec, spec: ModelSpec, items: ItemBytes) -> int:
     """Bytes of the tables that a layer reads; a shared one counts for each."""
     table = spec.tables[layer.table]
-    return table.rows * (table.value_width * items.values + table.pre_value_width * items.pre_values)
+    return round(table.rows * row_bytes(table, items))
+
+
+def row_bytes(table: TableSpec, items: ItemBytes) -> float:
+    """Bytes of a row: its values, its pre-values and their scales."""
+    return table.value_width * items.values + table.pre_value_width * items.pre_values + items.scales
 
 
 def obstacle(fold: str, spec: ModelSpec, index: int, items: ItemBytes) -> str | None:
     """Why a layer cannot be folded so; None where it can."""
     layer = spec.memory[index]
+    storage = spec.tables[layer.table].storage
     if fold == "expand" and layer.expanded:
         return "is already expanded"
+    if fold == "expand" and storage != "float":
+        return f"has a table quantised to {storage}, which expanding would round twice"
     if fold == "expand" and layer.output_gate:
         return f"({layer.kind}) cannot be expanded: a silu gate stands between its table and its output projection"
     if fold == "expand" and layer.output_bias:
         return f"({layer.kind}) cannot be expanded: its output projection has a bias, which a table row cannot hold"
     if fold == "shuffle" and not layer.shuffle:
         return "has no shuffle"
+    if fold == "shuffle" and layer.expanded:
+        return "has rows in another order by choice already"
     if fold == "shuffle" and not orders(spec, index):
         if items.shuffle <= 4:
             return "has an int32 shuffle already"

@@ -43,3 +43,13 @@ def key_scratch(shape: tuple[int, ...]) -> int:
 def experts_scratch(shape: tuple[int, ...], dtype: str) -> int:
     """Of putting experts [E, rows, columns] side by side: a chunk again, and one expert twice while it is joined."""
     return (chunk_elements(shape, dtype) + 2 * math.prod(shape[1:])) * itemsize(dtype)
+
+
+QUANTIZE_BLOCK = 1 << 18
+"""Numbers that quantising takes at a time: its dozen passes over them stay within a core's second-level cache."""
+
+
+def quantize_scratch(elements: int, stored: str) -> int:
+    """Of encoding a chunk of `elements` numbers stored as `stored`: its codes once more, while they are joined, and a
+    block as stored and in five float32 arrays."""
+    return elements + QUANTIZE_BLOCK * (itemsize(stored) + 5 * 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from ..layout import tensor_layout
 from ..spec import MemoryLayerSpec, ModelSpec
@@ -40,14 +41,16 @@ def parameter_counts(spec: ModelSpec) -> dict[str, int]:
     """parameters_total, parameters_table and parameters_active of a model.
 
     Active: multiplied once a token, the rows read included, the embedding lookup not (a tied embedding counts once, as
-    the output projection). Buffers (shuffle, u, v) are not parameters.
+    the output projection). Buffers (shuffle, u, v) and scales are not parameters.
     """
-    total = table = active = 0
-    for tensor in tensor_layout(spec).values():
+    active = 0
+    # Counted as described: quantised weights and tables pack their numbers.
+    floats = replace(spec, decoder=replace(spec.decoder, dense="float"))
+    for tensor in tensor_layout(floats).values():
         size = math.prod(tensor.shape)
-        total += size if tensor.role != "buffer" else 0
-        table += size if tensor.role == "table" else 0
         active += size if tensor.role in ("dense", "memory") else 0
+    table = sum(t.rows * (t.value_width + t.pre_value_width) for t in spec.tables.values())
+    total = active + table
     if not spec.decoder.tie_embeddings:
         active -= spec.decoder.vocab_size * spec.decoder.hidden_size
     rows = sum(s.taken * (spec.tables[s.table].value_width + spec.tables[s.table].pre_value_width) for s in spec.memory)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..checkpoint.cast import cast_scratch
 from ..checkpoint.header import itemsize
 from ..checkpoint.writer import chunk_elements
-from ..layout import tensor_layout
+from ..layout import table_layout, tensor_layout
 from ..spec import DecoderSpec, ModelSpec
 from .folds import folded_spec
 from .scratch import expand_scratch, experts_scratch, gather_scratch, key_scratch, projection_held
@@ -100,7 +100,7 @@ def _folded(spec: ModelSpec, after: ModelSpec, index: int, fold: str, tensors: T
 
 
 def _parts(spec: ModelSpec, index: int) -> tuple[str, ...]:
-    return ("values", "pre_values") if spec.tables[spec.memory[index].table].pre_value_width else ("values",)
+    return tuple(table_layout(spec.tables[spec.memory[index].table]))
 
 
 def _key_piece(name: str, tensors: Tensors) -> Piece:
@@ -111,7 +111,7 @@ def _key_piece(name: str, tensors: Tensors) -> Piece:
 def _table_piece(spec: ModelSpec, after: ModelSpec, index: int, part: str, tensors: Tensors) -> Piece:
     layer, new = spec.memory[index], after.memory[index]
     stored = tensors[f"tables.{layer.table}.{part}"]
-    table, width = after.tables[new.table], stored.shape[1]
+    table, width = after.tables[new.table], math.prod(stored.shape[1:])
     name = f"tables.{new.table}.{part}"
     gathered = table.rows * (width * itemsize(stored.dtype) + (8 if layer.shuffle else 0))
     if part == "values" and new.expanded:
@@ -119,10 +119,9 @@ def _table_piece(spec: ModelSpec, after: ModelSpec, index: int, part: str, tenso
         flops = 2.0 * table.rows * width * spec.decoder.hidden_size
         scratch = expand_scratch(shape, stored.dtype, width, stored.dtype)
         return Piece(name, shape, stored.dtype, gathered=gathered, flops=flops, scratch=scratch)
-    shape = (table.rows, width)
-    return Piece(
-        name, shape, stored.dtype, gathered=gathered, scratch=gather_scratch(shape, stored.dtype, stored.dtype)
-    )
+    rows = (table.rows, *stored.shape[1:])
+    scratch = gather_scratch(rows, stored.dtype, stored.dtype)
+    return Piece(name, rows, stored.dtype, gathered=gathered, scratch=scratch)
 
 
 def export_work(spec: ModelSpec, tensors: Tensors) -> StageWork:

@@ -13,6 +13,8 @@ import triton.language as tl
 
 CHUNK = 512
 """Candidates selected from at a time."""
+PAIRS = 16
+"""Pairs compared with all others at a time."""
 NOTHING = tl.constexpr(-(1 << 63))
 LAST = tl.constexpr(0xFFFFFFFF)
 
@@ -96,41 +98,59 @@ def pairs_kernel(
 
 
 @triton.jit
-def side_gradient(out, own, index, taken, KEEP: tl.constexpr):
-    """Store at out[index] the sum of `own` over the entries of equal index: each of them stores the same sum."""
-    same = (index[:, None] == index[None, :]) & taken[None, :]
-    total = tl.sum(tl.where(same, own[None, :], 0.0), 1)
-    tl.store(out + index, total.to(out.dtype.element_ty), mask=taken)
-
-
-@triton.jit
 def gradient_kernel(
     gradient, indices, row_scores, col_scores, core, row_gradient, col_gradient, core_gradient, heads, rows, cols, k,
-    RANK: tl.constexpr, CORES: tl.constexpr, KEEP: tl.constexpr,
+    RANK: tl.constexpr, CORES: tl.constexpr, KEEP: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one token and head: of the row and column entries that were kept, and its share of the cores'."""
+    """Gradients of one token and head: of the row and column entries that were kept, and its share of the cores'.
+
+    Pairs share entries. Every pair sums over all pairs with its row, PAIRS at a time, and over those with its column:
+    those that share an entry store the same sum there.
+    """
     program = tl.program_id(0).to(tl.int64)
-    head = program % heads
+    row, col = row_scores + program * RANK * rows, col_scores + program * RANK * cols
+    core += program % heads * RANK * RANK
+    gradient, indices = gradient + program * k * CORES, indices + program * k
     place = tl.arange(0, KEEP)
     taken = place < k
-    index = tl.load(indices + program * k + place, mask=taken, other=0)
+    index = tl.load(indices + place, mask=taken, other=0)
     i, j = index // cols, index % cols
-    row, col = row_scores + program * RANK * rows, col_scores + program * RANK * cols
     for r in tl.static_range(RANK):
         of_row, of_col = tl.zeros((KEEP,), tl.float32), tl.zeros((KEEP,), tl.float32)
+        for start in range(0, k, PAIRS):
+            pair = start + tl.arange(0, PAIRS)
+            at = tl.load(indices + pair, mask=pair < k, other=0)
+            to_row, to_col = pair_gradient(gradient, row, col, core, at, pair, r, heads, rows, cols, k, RANK, CORES)
+            of_row += tl.sum(tl.where(i[:, None] == (at // cols)[None, :], to_row[None, :], 0.0), 1)
+            of_col += tl.sum(tl.where(j[:, None] == (at % cols)[None, :], to_col[None, :], 0.0), 1)
+        to = (program * RANK + r) * rows
+        tl.store(row_gradient + to + i, of_row.to(row_gradient.dtype.element_ty), mask=taken)
+        to = (program * RANK + r) * cols
+        tl.store(col_gradient + to + j, of_col.to(col_gradient.dtype.element_ty), mask=taken)
         left = tl.load(row + r * rows + i, mask=taken, other=0.0).to(tl.float32)
         for s in tl.static_range(RANK):
             right = tl.load(col + s * cols + j, mask=taken, other=0.0).to(tl.float32)
-            turned = tl.load(row + s * rows + i, mask=taken, other=0.0).to(tl.float32)
             for c in tl.static_range(CORES):
-                g = tl.load(gradient + (program * k + place) * CORES + c, mask=taken, other=0.0).to(tl.float32)
-                at = core + (c * heads + head) * RANK * RANK
-                of_row += g * tl.load(at + r * RANK + s).to(tl.float32) * right
-                of_col += g * tl.load(at + s * RANK + r).to(tl.float32) * turned
+                g = tl.load(gradient + place * CORES + c, mask=taken, other=0.0).to(tl.float32)
                 share = core_gradient + ((program * CORES + c) * RANK + r) * RANK + s
                 tl.store(share, tl.sum(g * left * right, 0))
-        side_gradient(row_gradient + (program * RANK + r) * rows, of_row, i, taken, KEEP)
-        side_gradient(col_gradient + (program * RANK + r) * cols, of_col, j, taken, KEEP)
+
+
+@triton.jit
+def pair_gradient(
+    gradient, row, col, core, at, pair, r, heads, rows, cols, k, RANK: tl.constexpr, CORES: tl.constexpr
+):  # fmt: skip
+    """What the pairs at the virtual indices `at` send to rank r of their rows and columns; nothing from k on."""
+    to_row, to_col = tl.zeros(at.shape, tl.float32), tl.zeros(at.shape, tl.float32)
+    for s in tl.static_range(RANK):
+        right = tl.load(col + s * cols + at % cols).to(tl.float32)
+        left = tl.load(row + s * rows + at // cols).to(tl.float32)
+        for c in tl.static_range(CORES):
+            g = tl.load(gradient + pair * CORES + c, mask=pair < k, other=0.0).to(tl.float32)
+            own = core + c * heads * RANK * RANK
+            to_row += g * tl.load(own + r * RANK + s).to(tl.float32) * right
+            to_col += g * tl.load(own + s * RANK + r).to(tl.float32) * left
+    return to_row, to_col
 
 
 def tucker_topk(
@@ -167,7 +187,7 @@ def tucker_topk_gradient(
         gradient_kernel[(tokens * heads,)](
             gradient.contiguous(), indices.contiguous(), row_scores, col_scores, core.contiguous(), row_gradient,
             col_gradient, shares, heads, rows, cols, k, RANK=rank, CORES=cores, KEEP=_power(k),
-            num_warps=8 if k > 64 else 4,
+            PAIRS=PAIRS,
         )  # fmt: skip
     return row_gradient, col_gradient, shares.sum(0).transpose(0, 1).to(core.dtype)
 
