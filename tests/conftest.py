@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Triton reads it when a kernel is defined: in tests its kernels are interpreted, on the CPU.
-os.environ["TRITON_INTERPRET"] = "1"
+# Triton reads it when a kernel is defined: in tests its kernels are interpreted, on the CPU; `make gpu` says 0.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
 from ultramem_deploy.ops import sparse_gate, sparse_lookup, triton_kernels, tucker_topk
 
-from . import test_formulas, test_torch
-from .backends import Backend, torch_operator
+from . import checks, test_torch
+from .backends import torch_operator
 from .cases import Case, gates, lookups, normal, retrievals
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'ultramem-deploy[gpu]'")
 
 # The interpreter is slow: as many examples of each operator as stay within some seconds.
 EXAMPLES = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+RUNNERS = {"triton": torch_operator}
 
 
 @pytest.fixture(autouse=True)
@@ -26,33 +26,22 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_kernels, "take", lambda tensor, scales=None: scales is None)
 
 
-@pytest.fixture
-def runners() -> dict[str, Backend]:
-    return {"triton": torch_operator}
-
-
-def formula_test(test: Callable[..., None]) -> Callable[..., None]:
-    """The body of one of test_formulas' tests, free of its own examples."""
-    inner: Callable[..., None] = test.hypothesis.inner_test  # type: ignore[attr-defined]
-    return inner
-
-
 @EXAMPLES
 @given(case=lookups())
-def test_sparse_lookup(case: Case, runners: dict[str, Backend]) -> None:
-    formula_test(test_formulas.test_sparse_lookup)(case, runners)
+def test_sparse_lookup(case: Case) -> None:
+    checks.check_sparse_lookup(case, RUNNERS)
 
 
 @EXAMPLES
 @given(case=gates())
-def test_sparse_gate(case: Case, runners: dict[str, Backend]) -> None:
-    formula_test(test_formulas.test_sparse_gate)(case, runners)
+def test_sparse_gate(case: Case) -> None:
+    checks.check_sparse_gate(case, RUNNERS)
 
 
 @settings(EXAMPLES, max_examples=8)
 @given(case=retrievals())
-def test_tucker_topk(case: Case, runners: dict[str, Backend]) -> None:
-    formula_test(test_formulas.test_tucker_topk)(case, runners)
+def test_tucker_topk(case: Case) -> None:
+    checks.check_tucker_topk(case, RUNNERS)
 
 
 def test_gradients() -> None:
