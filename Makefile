@@ -70,11 +70,13 @@ gpu: plugins ## every check and benchmark that needs a GPU, into benchmarks/resu
 	@$(BIN)/python -m tools.gpu
 
 bench: env ## every benchmark, tables on the terminal
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench,plot]'
 	$(BIN)/python benchmarks/convert_memory.py
 	$(BIN)/python benchmarks/decode_genai.py
 	$(BIN)/python benchmarks/big_convert.py --quick
 	$(BIN)/python benchmarks/big_fold.py --quick
+	$(BIN)/python benchmarks/fold.py
+	$(BIN)/python benchmarks/scale.py
 
 clean: ## remove what the commands above made, downloads excepted
 	rm -rf build dist demo/out demo/report.md demo/*.png $(VENV)
