@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help env demo test test-long lint format plugins check-tensorrt check-triton cpp check-cpp gpu bench clean
+.PHONY: help env demo test test-long sanitize lint format plugins check-tensorrt check-triton cpp check-cpp gpu bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -27,8 +27,12 @@ demo: env ## the main job on real weights: convert, upcycle, heal, fold, export,
 test: env ## the whole test suite
 	$(BIN)/python -m pytest -n 2
 
-test-long: env ## the suite's random tests, many times: 50 kills a stage
-	ULTRAMEM_KILL_ROUNDS=25 $(BIN)/python -m pytest -n 2 tests/test_kills.py
+test-long: env ## the suite's random tests, many times (50 kills a stage), and a Ray cluster
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
+	ULTRAMEM_KILL_ROUNDS=25 $(BIN)/python -m pytest -n 2 tests/test_kills.py tests/checkpoint/test_ray_cluster.py
+
+sanitize: env ## the kernels under AddressSanitizer, UBSan and ThreadSanitizer
+	$(BIN)/python -m pytest tests/plugins/test_kernels.py
 
 lint: env ## formatting, linting and types, Python and C++
 	$(BIN)/ruff format --check .
@@ -71,6 +75,8 @@ gpu: plugins ## every check and benchmark that needs a GPU, into benchmarks/resu
 
 bench: env ## every benchmark, tables on the terminal
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench,plot]'
+	$(BIN)/python benchmarks/lookup.py
+	$(BIN)/python benchmarks/retrieval.py
 	$(BIN)/python benchmarks/convert_memory.py
 	$(BIN)/python benchmarks/decode_genai.py
 	$(BIN)/python benchmarks/big_convert.py --quick

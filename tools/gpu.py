@@ -1,7 +1,7 @@
 """Every check and benchmark that needs a GPU: `python -m tools.gpu`, which is `make gpu`.
 
-Writes benchmarks/results/gpu-DEVICE.json: the machine, what the tests said, every benchmark's figures. Where there is
-no GPU it says so in one line and ends well.
+Writes benchmarks/results/gpu-DEVICE.json: the machine, what the tests, the plugins' harness and compute-sanitizer said,
+every benchmark's figures. Where there is no GPU it says so in one line and ends well.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ import torch
 from benchmarks.common import machine
 
 from .check_tensorrt import built
+from .check_tensorrt.__main__ import run_harness
 
 RESULTS = built.CHECKOUT / "benchmarks" / "results"
 TESTS = "tests/gpu"
@@ -61,6 +63,24 @@ def read_report(report: Path) -> dict[str, Any]:
     return {"passed": len(found) - len(failed) - skipped, "skipped": skipped, "failed": failed}
 
 
+def harness_passed() -> bool | None:
+    """Whether the TensorRT plugins passed their harness on the device; None where they are not built."""
+    harness, library = built.harness(), built.library()
+    return None if harness is None or library is None else run_harness(harness, library, "device")
+
+
+def sanitized(tool: str | None) -> dict[str, bool] | None:
+    """Whether the harness on the device is clean under compute-sanitizer's tools; None where `tool` is missing."""
+    harness, library = built.harness(), built.library()
+    if tool is None or harness is None or library is None:
+        return None
+    command = [tool, "--error-exitcode", "9"]
+    return {
+        check: subprocess.run([*command, "--tool", check, harness, library, "device"], check=False).returncode == 0
+        for check in ("memcheck", "racecheck", "synccheck")
+    }
+
+
 def run_benchmark(name: str, library: Path) -> dict[str, Any]:
     """A benchmark's figures, or `error`."""
     with tempfile.TemporaryDirectory() as folder:
@@ -82,13 +102,22 @@ def main() -> None:
     if library is None:
         sys.exit(built.NOT_BUILT)
     found: dict[str, Any] = {"device": device(), "machine": machine(), "tests": run_tests()}
+    found["harness_passed"] = harness_passed()
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"])
+    found["sanitized"] = sanitized(shutil.which("compute-sanitizer", path=path))
     found["benchmarks"] = {name: run_benchmark(name, library) for name in BENCHMARKS}
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"gpu-{re.sub(r'[^A-Za-z0-9]+', '-', found['device']['name'])}.json"
-    path.write_text(json.dumps(found, indent=2) + "\n")
-    click.echo(f"wrote {path.relative_to(built.CHECKOUT)}")
-    errors = [name for name, result in found["benchmarks"].items() if "error" in result]
-    sys.exit(1 if found["tests"]["failed"] or errors else 0)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    results = RESULTS / f"gpu-{re.sub(r'[^A-Za-z0-9]+', '-', found['device']['name'])}.json"
+    results.write_text(json.dumps(found, indent=2) + "\n")
+    click.echo(f"wrote {results}")
+    sys.exit(1 if failed(found) else 0)
+
+
+def failed(found: dict[str, Any]) -> bool:
+    """Whether anything that ran did not end well."""
+    checks = [found["harness_passed"], *(found["sanitized"] or {}).values()]
+    errors = ["error" in result for result in found["benchmarks"].values()]
+    return bool(found["tests"]["failed"]) or False in checks or any(errors)
 
 
 if __name__ == "__main__":

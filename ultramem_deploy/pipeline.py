@@ -32,6 +32,7 @@ def convert(
     copy: bool = False,
     jobs: int | None = None,
     memory_budget: Budget = DEFAULT_BUDGET,
+    executor: str = "local",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Source checkpoint -> canonical checkpoint; see `converters.importers.import_checkpoint`.
@@ -51,7 +52,7 @@ def convert(
 
     return import_checkpoint(
         Path(src), Path(out), family=family, dtype=dtype, overwrite=overwrite, copy=copy, jobs=jobs,
-        memory_budget=_budget(memory_budget), progress=progress,
+        memory_budget=_budget(memory_budget), executor=executor, progress=progress,
     )  # fmt: skip
 
 
@@ -125,6 +126,7 @@ def fold(
     copy: bool = False,
     jobs: int | None = None,
     memory_budget: Budget = DEFAULT_BUDGET,
+    executor: str = "local",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Fold tables, shuffles and keys; `batch` is for mode "auto". See `converters.fold.stage.fold_checkpoint`.
@@ -140,13 +142,14 @@ def fold(
             raise InputError("--order: a fold of its own that rounds nothing; run fold with --mode first")
         return order_checkpoint(
             Path(src), Path(out), order=order, profile=_path(profile), text=_path(text), overwrite=overwrite, copy=copy,
-            jobs=jobs, memory_budget=_budget(memory_budget), progress=progress,
+            jobs=jobs, memory_budget=_budget(memory_budget), executor=executor, progress=progress,
         )  # fmt: skip
     if profile is not None or text is not None:
         raise InputError(f"--{'profile' if profile is not None else 'text'}: only --order frequency reads it")
     return fold_checkpoint(
         Path(src), Path(out), mode=mode or "expand", dtype=dtype, batches=None if batch is None else _batches(batch),
-        overwrite=overwrite, copy=copy, jobs=jobs, memory_budget=_budget(memory_budget), progress=progress,
+        overwrite=overwrite, copy=copy, jobs=jobs, memory_budget=_budget(memory_budget), executor=executor,
+        progress=progress,
     )  # fmt: skip
 
 

@@ -41,6 +41,7 @@ def fold_checkpoint(
     copy: bool = False,
     jobs: int | None = None,
     memory_budget: int | None = DEFAULT_BUDGET,
+    executor: str = "local",
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
     """Write `out`: the decoder's shards linked, every memory layer folded by `mode`. Returns the preservation receipt.
@@ -67,6 +68,7 @@ def fold_checkpoint(
             copy=copy,
             jobs=jobs,
             memory_budget=memory_budget,
+            executor=executor,
             held_bytes=work.held_bytes,
             progress=progress,
         ) as stage,

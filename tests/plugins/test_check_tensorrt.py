@@ -50,6 +50,16 @@ def test_the_harness_passes(library: Path) -> None:
     assert checks is not None and int(checks[1]) > 1000
 
 
+def test_the_plugins_run(library: Path) -> None:
+    """Every plugin is enqueued over kernels that run on the host, and gives the formula's numbers."""
+    command = [built.harness(), built.plugins_on_host()]
+    life = subprocess.run(command, capture_output=True, text=True, check=False)
+    run = subprocess.run([*command, "host"], capture_output=True, text=True, check=False)
+    assert life.returncode == 0 and run.returncode == 0, run.stdout + run.stderr
+    checks = [int(re.search(r"(\d+) checks, 0 failed", result.stdout)[1]) for result in (life, run)]  # type: ignore[index]
+    assert checks[1] == checks[0] + 9 * 3 + 1  # nine cases, three checks each and one output more
+
+
 def test_the_harness_fails_for_another_library(library: Path, tmp_path: Path) -> None:
     (tmp_path / "text.so").write_text("not a library")
     ort = next((built.BUILD / "plugins" / "onnxruntime").glob("libultramem_ort.so"))

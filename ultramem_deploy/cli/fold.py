@@ -14,6 +14,7 @@ from .options import (
     StageOptions,
     batch_option,
     dtype_option,
+    executor_option,
     jobs_option,
     memory_budget_option,
     stage_options,
@@ -36,6 +37,7 @@ from .output import counted, number, run_stage
 @dtype_option
 @jobs_option
 @memory_budget_option
+@executor_option
 @stage_options
 def command(
     common: StageOptions,
@@ -47,6 +49,7 @@ def command(
     batch: tuple[int, ...] | None,
     jobs: int | None,
     memory_budget: int,
+    executor: str,
 ) -> None:
     """Fold what does not depend on the input into the tables and keys of SRC, exactly; writes OUT."""
     run_stage(
@@ -65,6 +68,7 @@ def command(
             copy=common.copy,
             jobs=jobs,
             memory_budget=memory_budget,
+            executor=executor,
             progress=progress,
         ),
         _summary,

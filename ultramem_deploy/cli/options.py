@@ -69,7 +69,17 @@ def stage_options(function: Command) -> Command:
 
 
 jobs_option = click.option(
-    "--jobs", type=click.IntRange(1), help="Threads; never changes a byte. Default: every core, at most 8."
+    "--jobs",
+    type=click.IntRange(1),
+    help="Chunks computed at a time; never changes a byte. Default: a core each, at most 8.",
+)
+executor_option = click.option(
+    "--executor",
+    type=click.Choice(["local", "threads", "processes", "ray"]),
+    default="local",
+    show_default=True,
+    help="Who computes chunks; never changes a byte. local: threads, or processes for 1 GiB and more. "
+    "ray: every core of a Ray cluster (extra `ray`).",
 )
 
 

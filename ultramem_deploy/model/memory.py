@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import nn
@@ -197,12 +196,12 @@ class MemoryLayer(nn.Module):
         s = self.spec
         if not s.expanded:
             values, scales = table.values, table.values_scales
-            return cast(torch.Tensor, sparse_lookup(values, addresses, scores, s.output_blocks, scales))
+            return sparse_lookup(values, addresses, scores, s.output_blocks, scales)
         # An expanded row is M rows of d numbers, one a core: the plain lookup on the same bytes, seen as [N*M, d].
         rows = table.values.view(len(table.values) * s.cores, -1)
         core = torch.arange(s.cores, device=addresses.device)
         spread = (addresses[..., None] * s.cores + core).flatten(1)
-        return cast(torch.Tensor, sparse_lookup(rows, spread, scores.flatten(1)[..., None], 1, table.values_scales))
+        return sparse_lookup(rows, spread, scores.flatten(1)[..., None], 1, table.values_scales)
 
     def _project(self, looked_up: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         if self.spec.output_gate:
