@@ -196,3 +196,13 @@ def test_a_wrong_instruction_set_is_named(bundles: dict[tuple[str, str], Path]) 
     command = [sys.executable, "-c", script, str(bundles["v1", "ort"])]
     said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     assert said.startswith("ULTRAMEM_CPU must be plain, avx2 or avx512") and "uild" not in said
+
+
+def test_fields_at_their_defaults_do_not_change_a_fingerprint() -> None:
+    """A bundle stays good when a later version's descriptions have new fields."""
+    spec = b.V2
+    found = description_fingerprint(spec)
+    spelled = replace(spec, decoder=replace(spec.decoder, ffn_widths=(), experts=None))
+    assert description_fingerprint(spelled) == found
+    assert description_fingerprint(replace(spec, decoder=replace(spec.decoder, ffn_widths=(48, 0)))) != found
+    assert description_fingerprint(replace(spec, memory=spec.memory[:1])) != found
