@@ -19,6 +19,7 @@ from ultramem_deploy.model import load
 from ultramem_deploy.pipeline import upcycle
 from ultramem_deploy.runtime import ort, ort_cache
 from ultramem_deploy.runtime.ort import OrtRunner
+from ultramem_deploy.runtime.ort_model import description_fingerprint
 from ultramem_deploy.spec import ModelSpec
 
 TOLERANCE = 1e-4  # as tests/converters/onnx/test_export_parity.py: float32 sums in another order
@@ -200,7 +201,7 @@ def test_a_wrong_instruction_set_is_named(bundles: dict[tuple[str, str], Path]) 
 
 def test_fields_at_their_defaults_do_not_change_a_fingerprint() -> None:
     """A bundle stays good when a later version's descriptions have new fields."""
-    spec = b.V2
+    spec = builders.V2
     found = description_fingerprint(spec)
     spelled = replace(spec, decoder=replace(spec.decoder, ffn_widths=(), experts=None))
     assert description_fingerprint(spelled) == found
