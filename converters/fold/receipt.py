@@ -25,9 +25,9 @@ MIN_INDEX_AGREEMENT = 0.99
 def fold_receipt(before: tuple[ModelSpec, Checkpoint], after: tuple[ModelSpec, Checkpoint]) -> dict[str, Any]:
     """Per layer the worst and the relative error of 256 random unit-variance hidden states, in float32, and overall.
 
-    relative_error is |after - before| / |before| (Frobenius norms) over the tokens for which both choose the same slots:
-    a tie may fall differently where sums run in another order. Raises CheckFailed where it is more than one rounding
-    of the table to its dtype explains, or where more than 1% of the slots chosen are others.
+    relative_error is |after - before| / |before| (Frobenius norms) over the tokens for which both choose the same
+    slots: a tie may fall differently where sums run in another order. Raises CheckFailed where it is more than one
+    rounding of the table to its dtype explains, or where more than 1% of the slots chosen are others.
     """
     layers = [_layer_receipt(before, after, index) for index in range(len(before[0].memory))]
     for layer in layers:
