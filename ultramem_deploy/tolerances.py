@@ -27,6 +27,8 @@ _QUANTISED = {
 }
 
 
+# All of a decoder's weights in sixteen levels: other hidden states, so other slots.
+_DENSE_INT4 = Limits(math.inf, 0.5, 0.5, "int4 dense weights on one side alone")
 # MatMulNBits rounds activations to int8, PyTorch does not.
 _ACTIVATIONS = Limits(math.inf, 0.02, 0.9, "dense weights meet int8 activations in one runtime alone")
 
@@ -34,6 +36,8 @@ _ACTIVATIONS = Limits(math.inf, 0.02, 0.9, "dense weights meet int8 activations 
 def limits_for(reference: ModelSpec | None, candidate: ModelSpec | None, runtimes: tuple[str, str]) -> Limits:
     """The limits for two descriptions (None: a source model, whose numbers are floats) in two runtimes."""
     differing = _storages(reference) ^ _storages(candidate)
+    if ("dense", "int4") in differing:
+        return _DENSE_INT4
     coarse = [name for name in _QUANTISED if any(storage == name for _, storage in differing)]
     if not coarse:
         rounded = candidate is not None and candidate.decoder.dense != "float"

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ultramem_deploy.ops.sparse_gate import sparse_gate
-from ultramem_deploy.ops.sparse_lookup import sparse_lookup
-from ultramem_deploy.ops.tucker_topk import tucker_topk
+from ultramem_deploy.ops.sparse_gate import sparse_gate, sparse_gate_op
+from ultramem_deploy.ops.sparse_lookup import sparse_lookup, sparse_lookup_op
+from ultramem_deploy.ops.tucker_topk import tucker_topk, tucker_topk_op
 
 from .cases import ENCODINGS, decoded, normal, quantised
 
@@ -115,10 +115,10 @@ OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "tes
 @pytest.mark.parametrize("check", OPCHECKS)
 def test_opcheck(check: str) -> None:
     table, scores, x = (y.requires_grad_() for y in normal(4, (ROWS, WIDTH), (*ADDRESSES.shape, CORES), (3, WIDTH)))
-    torch.library.opcheck(sparse_lookup, (table, ADDRESSES, scores, BLOCKS), test_utils=check)
-    torch.library.opcheck(sparse_gate, (table, ADDRESSES, x, 1), test_utils=check)
+    torch.library.opcheck(sparse_lookup_op, (table, ADDRESSES, scores, BLOCKS), test_utils=check)
+    torch.library.opcheck(sparse_gate_op, (table, ADDRESSES, x, 1), test_utils=check)
     sides = [y.requires_grad_() for y in normal(5, (3, 2, 2, 6), (3, 2, 2, 5))]
-    torch.library.opcheck(tucker_topk, (*sides, *normal(6, (2, 2), (2, 2), (2, 2, 2, 2)), 3), test_utils=check)
+    torch.library.opcheck(tucker_topk_op, (*sides, *normal(6, (2, 2), (2, 2), (2, 2, 2, 2)), 3), test_utils=check)
 
 
 @pytest.mark.parametrize("address", [-1, ROWS * BLOCKS])
@@ -132,3 +132,24 @@ def test_gate_refuses_a_negative_address() -> None:
     table, x = torch.zeros(3, 2), torch.zeros(1, 2)
     with pytest.raises(IndexError, match="address -1 is negative"):
         sparse_gate(table, torch.tensor([[0, -1]]), x)
+
+
+def in_small_steps(table: torch.Tensor, addresses: torch.Tensor, x: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """Gated lookups of four tokens at a time, which gather their rows."""
+    parts = [slice(t, t + 4) for t in range(0, len(x), 4)]
+    gates = [sparse_gate(table, addresses[p], x[p], 1) for p in parts]
+    weighted = [scores[p] * gate[..., None] for p, gate in zip(parts, gates, strict=True)]
+    return torch.cat([sparse_lookup(table, addresses[p], w, BLOCKS) for p, w in zip(parts, weighted, strict=True)])
+
+
+def test_many_rows_of_a_small_table_are_one_product() -> None:
+    """Tokens that read most of a table take it whole: the same sums and gradients as rows gathered for a few."""
+    generator = torch.Generator().manual_seed(8)
+    addresses = torch.randint(0, ROWS * BLOCKS, (16, 5), generator=generator)
+    table, x, scores = (y.requires_grad_() for y in normal(8, (ROWS, WIDTH), (16, WIDTH), (16, 5, CORES)))
+    weighted = scores * sparse_gate(table, addresses, x, 1)[..., None]
+    found = sparse_lookup(table, addresses, weighted, BLOCKS)
+    wanted = in_small_steps(table, addresses, x, scores)
+    torch.testing.assert_close(found, wanted, **CLOSE)
+    for a, b in zip(*(torch.autograd.grad(y.square().sum(), (table, x, scores)) for y in (found, wanted)), strict=True):
+        torch.testing.assert_close(a, b, **CLOSE)

@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import click
 
 from .. import pipeline
+from ..converters.upcycle.expert_options import ExpertOptions
 from ..converters.upcycle.identity import IdentityOptions
-from .options import StageOptions, dataclass_options, jobs_option, memory_budget_option, stage_options, verb
-from .output import counted, run_stage
+from ..converters.upcycle.neuron_options import NeuronOptions
+from ..errors import InputError
+from .options import EXISTING, StageOptions, jobs_option, memory_budget_option, method_options, stage_options, verb
+from .output import counted, number, run_stage
+
+METHODS: dict[str, type[Any]] = {"identity": IdentityOptions, "neurons": NeuronOptions, "experts": ExpertOptions}
 
 
-@verb("upcycle", "canonical upcycled --paths 18:20/22:24/26:28 --knum 128")
-@click.option("--method", type=click.Choice(["identity"]), default="identity", show_default=True,
-              help="identity: the outputs stay bit-identical until the memory is trained.")  # fmt: skip
-@dataclass_options(IdentityOptions)
+@verb("upcycle", "canonical upcycled --method neurons --text corpus.txt --active 0.5")
+@click.option("--method", type=click.Choice(list(METHODS)), default="identity", show_default=True,
+              help="identity: memory layers beside the FFNs, outputs bit-identical until they are trained. neurons: "
+              "the FFNs' neurons become memory slots, of which a token retrieves a fraction. experts: a mixture's "
+              "experts become rows, their neurons slots.")  # fmt: skip
+@click.option(
+    "--text", type=EXISTING, help="neurons/experts: UTF-8 text to calibrate on. Default: the Python reference."
+)
+@method_options(METHODS)
 @jobs_option
 @memory_budget_option
 @stage_options
-def command(common: StageOptions, method: str, jobs: int | None, memory_budget: int, **sizes: Any) -> None:
-    """Add UltraMem memory layers on skip paths of the dense checkpoint SRC; writes OUT."""
+def command(
+    common: StageOptions, method: str, text: Path | None, jobs: int | None, memory_budget: int, **sizes: Any
+) -> None:
+    """Give the checkpoint SRC memory layers, beside its FFNs or in their place; writes OUT."""
+    own = _own_options(method, sizes)
     run_stage(
         "upcycle",
         common,
@@ -28,19 +44,31 @@ def command(common: StageOptions, method: str, jobs: int | None, memory_budget: 
             common.src,
             common.out,
             method=method,
+            text=text,
             overwrite=common.overwrite,
             copy=common.copy,
             jobs=jobs,
             memory_budget=memory_budget,
             progress=progress,
-            **sizes,
+            **own,
         ),
-        _summary,
+        SUMMARIES[method],
         "heal {out} {beside}",
     )
 
 
-def _summary(result: dict[str, Any]) -> list[str]:
+def _own_options(method: str, sizes: dict[str, Any]) -> dict[str, Any]:
+    """The options given, all of them the method's; InputError where one of another method was given."""
+    own = {field.name for field in fields(METHODS[method])}
+    given = {name: value for name, value in sizes.items() if value is not None}
+    for name in given:
+        if name not in own:
+            others = [other for other, kind in METHODS.items() if name in {field.name for field in fields(kind)}]
+            raise InputError(f"--{name.replace('_', '-')}: an option of --method {'/'.join(others)}, not of {method}")
+    return given
+
+
+def _identity_summary(result: dict[str, Any]) -> list[str]:
     paths = ", ".join(result["memory_layers"])
     return [
         f"{counted(len(result['memory_layers']), 'memory layer')}, read:write {paths}",
@@ -48,3 +76,43 @@ def _summary(result: dict[str, Any]) -> list[str]:
         f"{result['parameters_active']:,} active a token",
         f"preserving: {result['preserving']}",
     ]
+
+
+def _neuron_summary(result: dict[str, Any]) -> list[str]:
+    blocks = [block for block in result["blocks"] if block["top_m"]]
+    errors = [block["relative_error"] for block in blocks] or [0.0]
+    others = ", ".join(f"{name} {number(one['perplexity_ratio'])}x" for name, one in result["baselines"].items())
+    return [
+        f"{counted(len(blocks), 'FFN')} as memories; a token uses {result['active_fraction']:.1%} of the neurons and "
+        f"reads {result['ffn_bytes_fraction']:.1%} of the FFNs' bytes",
+        f"relative output error {number(min(errors))} to {number(max(errors))} a block on held-out text",
+        f"held-out perplexity {number(result['perplexity_source'], 4)} -> {number(result['perplexity'], 4)} "
+        f"({number(result['perplexity_ratio'], 4)}x), KL {number(result['kl'])} nats a token, before any training",
+        f"baselines that read as much: {others}",
+    ]
+
+
+def _expert_summary(result: dict[str, Any]) -> list[str]:
+    lines = [
+        f"{counted(len(result['memory_layers']), 'mixture')} of experts as memories; a token uses "
+        f"{result['active_neurons']:,} of its experts' {result['active_neurons_source']:,} neurons",
+        f"preserving: {result['preserving']}",
+    ]
+    if "perplexity" not in result:
+        return [*lines, "not measured: the model has no tokenizer to read text with"]
+    dead = sum(block["dead_experts"] for block in result["blocks"])
+    share = max(block["largest_expert_share"] for block in result["blocks"])
+    lines += [
+        f"experts: {dead} unused on the calibration text, the busiest takes {share:.1%} of its block's choices",
+        f"held-out perplexity {number(result['perplexity_source'], 4)} -> {number(result['perplexity'], 4)} "
+        f"({number(result['perplexity_ratio'], 4)}x), KL {number(result['kl'])} nats a token, before any training",
+    ]
+    others = [f"{name} {number(one['perplexity_ratio'])}x" for name, one in result["baselines"].items()]
+    return [*lines, f"for comparison: {', '.join(others)}"] if others else lines
+
+
+SUMMARIES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+    "identity": _identity_summary,
+    "neurons": _neuron_summary,
+    "experts": _expert_summary,
+}

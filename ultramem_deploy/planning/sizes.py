@@ -18,11 +18,17 @@ def gathered_bytes(layer: MemoryLayerSpec, spec: ModelSpec) -> int:
 
 
 def scored_bytes(layer: MemoryLayerSpec) -> int:
-    """Bytes a token of float32 scores in stages 1 and 2: H*((2R + 1)*(n_row + n_col) + (M + 1)*m^2)."""
+    """Bytes a token of float32 scores in stages 1 and 2: H*((2R + 1)*(n_row + n_col) + (M + 1)*m^2).
+
+    Of rank-1 keys stage 1 has one score a key; of the few that it keeps, the keys are gathered: R*kdim numbers each.
+    """
     # A body multiplies the key scores by u and v into a second array before it sums over the rank.
-    rank = layer.rank if layer.scoring == "tucker" else 2
-    grid = (layer.cores + 1) * min(layer.top_m, layer.row_keys) * min(layer.top_m, layer.col_keys)
-    return 4 * layer.heads * ((2 * rank + 1) * (layer.row_keys + layer.col_keys) + grid)
+    rank = 2 if layer.scoring == "additive" else layer.rank
+    kept = min(layer.top_m, layer.row_keys), min(layer.top_m, layer.col_keys)
+    keys, grid = layer.row_keys + layer.col_keys, (layer.cores + 1) * kept[0] * kept[1]
+    if layer.rank_one_keys:
+        return 4 * layer.heads * (keys + sum(kept) * (rank * layer.key_width + 2 * rank + 1) + grid)
+    return 4 * layer.heads * ((2 * rank + 1) * keys + grid)
 
 
 def prefill_bytes(spec: ModelSpec, tokens: int) -> int:
@@ -53,5 +59,11 @@ def parameter_counts(spec: ModelSpec) -> dict[str, int]:
     total = active + table
     if not spec.decoder.tie_embeddings:
         active -= spec.decoder.vocab_size * spec.decoder.hidden_size
-    rows = sum(s.taken * (spec.tables[s.table].value_width + spec.tables[s.table].pre_value_width) for s in spec.memory)
-    return {"parameters_total": total, "parameters_table": table, "parameters_active": active + rows}
+    active += sum(read_numbers(layer, spec) for layer in spec.memory)
+    return {"parameters_total": total, "parameters_table": table, "parameters_active": active}
+
+
+def read_numbers(layer: MemoryLayerSpec, spec: ModelSpec) -> int:
+    """Numbers of table rows that a token reads: pre-values of all that is taken, values of what is summed."""
+    table = spec.tables[layer.table]
+    return layer.taken * table.pre_value_width + layer.summed * table.value_width

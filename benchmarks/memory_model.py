@@ -1,0 +1,64 @@
+"""Random bfloat16 checkpoints with a memory of a paper's shape, every page of a table with bytes of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ultramem_deploy.checkpoint import Stage, TensorTask, numpy_dtype
+from ultramem_deploy.checkpoint.provenance import SourceRecord
+from ultramem_deploy.layout import TensorSpec, tensor_layout
+from ultramem_deploy.spec import DecoderSpec, MemoryLayerSpec, ModelSpec, NormSpec, RopeSpec, TableSpec
+
+NORM = NormSpec("rms", 1e-5)
+_BLOCK = np.random.default_rng(0).uniform(-0.05, 0.05, 1 << 23).astype(np.float32).astype(numpy_dtype("bfloat16"))
+
+
+def decoder(hidden: int, layers: int, heads: int, inner: int, vocab: int, positions: int) -> DecoderSpec:
+    """A Llama-like decoder with tied embeddings and as many key-value heads as heads."""
+    return DecoderSpec(
+        hidden_size=hidden, intermediate_size=inner, num_layers=layers, num_heads=heads, num_kv_heads=heads,
+        head_dim=hidden // heads, vocab_size=vocab, max_positions=positions, norm=NORM, rope=RopeSpec(10000.0),
+        tie_embeddings=True,
+    )  # fmt: skip
+
+
+def memory_layer(
+    row_keys: int, col_keys: int, blocks: int, top_m: int, key_width: int, **other: Any
+) -> MemoryLayerSpec:
+    """A layer of P1 (two heads, rank 2, two cores) that reads all of the table "t", without a shuffle."""
+    base: dict[str, Any] = {"read_block": 0, "write_block": 0, "table": "t"}
+    return MemoryLayerSpec(
+        kind="ultramem_v1", heads=2, top_m=top_m, row_keys=row_keys, col_keys=col_keys, key_width=key_width,
+        slots=row_keys * col_keys // blocks, query_norm=NORM, blocks=blocks, **(base | other),
+    )  # fmt: skip
+
+
+def model(d: DecoderSpec, layers: list[MemoryLayerSpec], value_width: int) -> ModelSpec:
+    """A model whose memory layers share one table."""
+    return ModelSpec(d, tuple(layers), {"t": TableSpec(layers[0].slots, value_width)})
+
+
+def write_source(directory: Path, spec: ModelSpec) -> None:
+    """A canonical bfloat16 checkpoint; norms are 1."""
+    layout = tensor_layout(spec)
+    with Stage(directory, "random", SourceRecord("random", "file", {}, "0"), {}) as stage:
+        for group in ("tables.", ""):
+            names = [name for name in layout if name.startswith("tables.") == bool(group)]
+            stage.write_tensors(group.strip(".") or "decoder", [_task(name, layout[name]) for name in names])
+        stage.write_json("config.json", spec.to_config())
+
+
+def _task(name: str, tensor: TensorSpec) -> TensorTask:
+    def rows(start: int, stop: int) -> np.ndarray[Any, Any]:
+        shape = (stop - start, *tensor.shape[1:])
+        if name.endswith("norm.weight"):
+            return np.ones(shape, _BLOCK.dtype)
+        count = int(np.prod(shape))
+        # Shifted by a number a chunk, no two pages of the first 32 GiB are alike.
+        shifted = np.roll(_BLOCK, start * 7 + 1)
+        return np.resize(shifted, count).reshape(shape)
+
+    return TensorTask(name, "bfloat16", tensor.shape, rows, scratch=2 * _BLOCK.nbytes)
