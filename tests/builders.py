@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ultramem_deploy.checkpoint import Stage, TensorTask, numpy_dtype
 from ultramem_deploy.checkpoint.provenance import SourceRecord
@@ -64,6 +64,16 @@ def memory_plus(**changes: Any) -> MemoryLayerSpec:
     return replace(base, **changes)
 
 
+def signed(**changes: Any) -> MemoryLayerSpec:
+    """Two parts of 12 neurons, both signs, a silu gate: what an upcycled FFN becomes."""
+    base = MemoryLayerSpec(
+        kind="ultramem_v2", read_block=0, write_block=0, heads=1, top_m=12, row_keys=4, col_keys=12, key_width=32,
+        table="t", slots=24, scoring="signed", cores=1, blocks=2, sum_blocks=True, gate_activation="silu",
+        expanded=True,
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
 V1 = ModelSpec(DECODER, (ultramem_v1(),), {"t": TableSpec(36, 16)})
 V2 = ModelSpec(
     DECODER, (ultramem_v2(), ultramem_v2(read_block=1, write_block=1, offset=0)), {"t": TableSpec(60, 16, 8)}
@@ -73,6 +83,7 @@ PKM = ModelSpec(DECODER, (memory_plus(kind="pkm", output_gate=False, query_norm=
 EXPANDED = ModelSpec(
     DECODER, (ultramem_v1(expanded=True, blocks=1, shuffle=False, slots=144),), {"t": TableSpec(144, 64)}
 )
+SIGNED = ModelSpec(DECODER, (signed(),), {"t": TableSpec(28, 32, 32)})
 PLAIN = ModelSpec(DECODER)
 
 
@@ -146,6 +157,15 @@ def write_tokenizer(directory: Path, vocab_size: int = DECODER.vocab_size) -> No
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.decoder = decoders.Fuse()
+    tokenizer.save(str(directory / "tokenizer.json"))
+
+
+def write_byte_tokenizer(directory: Path, text: str, vocab_size: int = DECODER.vocab_size) -> None:
+    """A byte-level BPE tokenizer.json of exactly the characters of `text` and merges learnt on it."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator([text], trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False))
     tokenizer.save(str(directory / "tokenizer.json"))
 
 

@@ -48,7 +48,8 @@ def memory_layer(spec: ModelSpec, index: int, tensors: Tensors, hidden: np.ndarr
 class _Layer:
     def __init__(self, model: ModelSpec, spec: MemoryLayerSpec, own: Tensors, table: Tensors) -> None:
         self.spec, self.own, self.table, self.hidden = spec, own, table, model.decoder.hidden_size
-        self.row_keys = norm(own["row_keys"], spec.key_norm, own, "key_norm")
+        if spec.scoring != "signed":
+            self.row_keys = norm(own["row_keys"], spec.key_norm, own, "key_norm")
         self.col_keys = norm(own["col_keys"], spec.key_norm, own, "key_norm")
 
     def __call__(self, hidden: np.ndarray) -> Outcome:
@@ -58,6 +59,9 @@ class _Layer:
 
     def token(self, x: np.ndarray) -> tuple[np.ndarray, list[int], float]:
         s = self.spec
+        if s.scoring == "signed":
+            chosen, margin = self.signed(x)
+            return self.values(chosen, x), [virtual for virtual, _ in chosen], margin
         query = self.linear("query", x).reshape(s.query_heads, 2, s.key_width)
         query = norm(query, s.query_norm, self.own, "query_norm")
         picked: list[tuple[int, np.ndarray]] = []
@@ -67,6 +71,12 @@ class _Layer:
             picked += chosen
             margins.append(margin)
         return self.values(picked, x), [virtual for virtual, _ in picked], min(margins)
+
+    def signed(self, x: np.ndarray) -> tuple[list[tuple[int, np.ndarray]], float]:
+        """The slots whose keys have the largest products with x; those with a negative one in the second block."""
+        products = self.col_keys.reshape(-1, len(x)) @ x
+        kept, margin = best(np.abs(products), self.spec.top_m)
+        return [(n + self.spec.slots * (products[n] < 0), np.array([products[n]])) for n in kept], margin
 
     def linear(self, name: str, x: np.ndarray) -> np.ndarray:
         return self.own[f"{name}.weight"] @ x + self.own.get(f"{name}.bias", 0.0)
@@ -102,16 +112,21 @@ class _Layer:
         s, values = self.spec, self.table["values"]
         rows, width = values.shape
         blocks = np.zeros((s.blocks, width))
+        weighted = []
         for virtual, score in picked:
             sigma = int(self.own["shuffle"][virtual]) if s.shuffle else virtual
             if sigma == s.empty_slot:
                 continue
             block, slot = divmod(sigma, s.slots)
             row = (slot + s.offset) % rows
-            blocks[block] += np.repeat(score * self.gate(row, x), width // s.cores) * values[row]
+            weighted.append((block, row, score * self.gate(row, x)))
+        if s.kept_values:
+            weighted = sorted(weighted, key=lambda one: -abs(one[2][0]))[: s.kept_values]
+        for block, row, weight in weighted:
+            blocks[block] += np.repeat(weight, width // s.cores) * values[row]
         token_gate = 1 / (1 + np.exp(-self.linear("token_gate", x))) if s.token_gate else 1.0
         if s.expanded:
-            return token_gate * blocks[0].reshape(s.cores, self.hidden).sum(0)
+            return token_gate * blocks.sum(0).reshape(s.cores, self.hidden).sum(0)
         together = blocks.sum(0) if s.sum_blocks else blocks.reshape(-1)
         if s.output_gate:
             together = together * np.array([ACTIVATIONS["silu"](a) for a in self.linear("output_gate", x)])
@@ -120,7 +135,8 @@ class _Layer:
     def gate(self, row: int, x: np.ndarray) -> float:
         if "pre_values" not in self.table:
             return 1.0
-        pre, query = self.table["pre_values"][row], self.own["pre_query.weight"] @ x
+        pre = self.table["pre_values"][row]
+        query = x if self.spec.scoring == "signed" else self.own["pre_query.weight"] @ x
         if self.spec.gate_activation == "swiglu":
             half = len(query)
             return float(ACTIVATIONS["silu"](pre[:half] @ query) * (pre[half:] @ query))

@@ -51,19 +51,32 @@ class Package:
     installed: bool
 
 
-def doctor() -> list[dict[str, Any]]:
-    """Every check as a dict {name, ok, found, expected, fix, required}. A check that breaks is a failed check."""
-    return [asdict(check) for examine in CHECKS for check in _isolated(examine)]
+def doctor(bundle: str | Path | None = None) -> list[dict[str, Any]]:
+    """Every check as a dict {name, ok, found, expected, fix, required}. A check that breaks is a failed check.
+
+    With a bundle, also every way in which loading it can fail here.
+    """
+    checks = [check for examine in CHECKS for check in _machine(examine)]
+    if bundle is not None:
+        from .bundle_diagnosis import examine as examine_bundle
+
+        checks += examine_bundle(Path(bundle))
+    return [asdict(check) for check in checks]
 
 
-def _isolated(examine: Callable[[], Iterable[Check]]) -> list[Check]:
+def _machine(examine: Callable[[], Iterable[Check]]) -> list[Check]:
     name = examine.__name__.removeprefix("check_").replace("_", " ")
+    return isolated(name, examine, _repair(name))
+
+
+def isolated(name: str, examine: Callable[[], Iterable[Check]], fix: str) -> list[Check]:
+    """What `examine` finds; where it breaks, one failed check with that fix."""
     try:
         return list(examine())
     except UltraMemError as error:
-        return [Check(name, False, str(error), "no error", _repair(name))]
+        return [Check(name, False, str(error), "no error", fix)]
     except Exception as error:  # whatever is broken here must not hide the other checks
-        return [Check(name, False, f"{type(error).__name__}: {error}", "no error", _repair(name))]
+        return [Check(name, False, f"{type(error).__name__}: {error}", "no error", fix)]
 
 
 def _repair(name: str) -> str:

@@ -74,7 +74,7 @@ def memory_layer(layer: MemoryLayerSpec, spec: ModelSpec) -> dict[str, Any]:
         "value_width": spec.tables[layer.table].value_width,
         "top_m": layer.top_m,
         "heads": layer.heads,
-        "rank": layer.rank if layer.scoring == "tucker" else 1,
+        "rank": layer.key_rank,
         "cores": layer.cores,
         "table": layer.table,
         "folded": layer.folded,

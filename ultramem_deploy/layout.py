@@ -183,18 +183,17 @@ def block_norm_names(d: DecoderSpec, block: int) -> tuple[str, ...]:
 def memory_layout(layer: MemoryLayerSpec, spec: ModelSpec) -> dict[str, TensorSpec]:
     """Tensors of one memory layer, without the `memory.{i}.` prefix; keys are [H, R, n, kdim]."""
     hidden, table = spec.decoder.hidden_size, spec.tables[layer.table]
-    rank = layer.rank if layer.scoring == "tucker" else 1
-    shapes: dict[str, tuple[int, ...]] = {
-        "query.weight": (layer.query_heads * 2 * layer.key_width, hidden),
-        "row_keys": (layer.heads, rank, layer.row_keys, layer.key_width),
-        "col_keys": (layer.heads, rank, layer.col_keys, layer.key_width),
-    }
+    rank = layer.key_rank
+    shapes: dict[str, tuple[int, ...]] = {"col_keys": (layer.heads, rank, layer.col_keys, layer.key_width)}
+    if layer.scoring != "signed":
+        shapes["query.weight"] = (layer.query_heads * 2 * layer.key_width, hidden)
+        shapes["row_keys"] = (layer.heads, rank, layer.row_keys, layer.key_width)
     for name, norm in (("query_norm", layer.query_norm), ("key_norm", layer.key_norm)):
         if norm:
             shapes |= _norm_shapes(name, norm, layer.key_width)
     if layer.scoring == "tucker":
         shapes["core"] = (layer.cores, layer.heads, rank, rank)
-    if table.pre_value_width:
+    if table.pre_value_width and layer.scoring != "signed":
         width = table.pre_value_width // (2 if layer.gate_activation == "swiglu" else 1)
         shapes["pre_query.weight"] = (width, hidden)
     if layer.output_gate:

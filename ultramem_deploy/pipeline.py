@@ -60,6 +60,7 @@ def upcycle(
     out: str | Path,
     *,
     method: str = "identity",
+    text: str | Path | None = None,
     overwrite: bool = False,
     copy: bool = False,
     jobs: int | None = None,
@@ -67,15 +68,27 @@ def upcycle(
     progress: Progress | None = None,
     **sizes: Any,
 ) -> dict[str, Any]:
-    """Dense canonical checkpoint -> one with memory layers; `sizes` are the fields of `IdentityOptions`."""
+    """Dense canonical checkpoint -> one with memory layers.
+
+    `method` "identity" puts them beside the FFNs, `sizes` being the fields of `IdentityOptions`; "neurons" makes the
+    FFNs into them, fitted on `text`, `sizes` being the fields of `NeuronOptions`.
+    """
+    common: dict[str, Any] = {
+        "overwrite": overwrite, "copy": copy, "jobs": jobs, "memory_budget": _budget(memory_budget),
+        "progress": progress,
+    }  # fmt: skip
+    if method == "neurons":
+        from .converters.upcycle.neuron_options import NeuronOptions
+        from .converters.upcycle.neuron_stage import upcycle_neurons
+
+        return upcycle_neurons(Path(src), Path(out), text=_path(text), options=_options(NeuronOptions, sizes), **common)
     from .converters.upcycle.identity import IdentityOptions
     from .converters.upcycle.stage import upcycle_checkpoint
 
+    if text is not None:
+        raise InputError(f"--text: --method {method} reads no text; leave it out")
     options = _options(IdentityOptions, sizes)
-    return upcycle_checkpoint(
-        Path(src), Path(out), method=method, options=options, overwrite=overwrite, copy=copy, jobs=jobs,
-        memory_budget=_budget(memory_budget), progress=progress,
-    )  # fmt: skip
+    return upcycle_checkpoint(Path(src), Path(out), method=method, options=options, **common)
 
 
 def heal(
@@ -237,6 +250,20 @@ def bundle(
         Path(src), Path(out), runtime=runtime, with_plugins=with_plugins, overwrite=overwrite, copy=copy,
         progress=progress,
     )  # fmt: skip
+
+
+def triton_repository(
+    src: str | Path,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    copy: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Exported model -> model repository of Triton Inference Server; see `converters.bundle.make_triton`."""
+    from .converters.bundle import make_triton
+
+    return make_triton(Path(src), Path(out), overwrite=overwrite, copy=copy, progress=progress)
 
 
 def check_bundle(bundle: str | Path, *, progress: Progress | None = None) -> dict[str, Any]:

@@ -199,6 +199,10 @@ class MemoryLayerSpec:
 
     `slots` is the layer's window of its table: row = (sigma mod slots + offset) mod table rows, block = sigma // slots,
     sigma = shuffle[virtual]. `expanded` marks a table whose rows are already projected (M*d numbers a virtual slot).
+    Scoring "signed" reads the hidden state itself, without query and pre-query projections: slot n scores the magnitude
+    of <key_n, hidden> and weighs its value by <key_n, hidden>. Rows are the two signs (virtual blocks 0 and 1) times
+    `rank` parts of the slots, columns the slots of a part, so that top-m over the grid takes the largest magnitudes.
+    Of the K values taken, only the `kept_values` whose weight after the gate is largest in magnitude are summed.
     A value whose sigma is `empty_slot` is chosen and counts as zero. `token_gate` multiplies the output by
     sigmoid(<w, hidden> + b), one number a token.
     """
@@ -213,7 +217,7 @@ class MemoryLayerSpec:
     key_width: int
     table: str
     slots: int
-    scoring: Literal["tucker", "additive"] = "tucker"
+    scoring: Literal["tucker", "additive", "signed"] = "tucker"
     rank: int = 2
     cores: int = 2
     query_heads: int = 1
@@ -232,6 +236,7 @@ class MemoryLayerSpec:
     output_bias: bool = False
     output_gate_bias: bool = False
     token_gate: bool = False
+    kept_values: int | None = None
 
     __pydantic_config__ = _STRICT
 
@@ -244,6 +249,16 @@ class MemoryLayerSpec:
     def taken(self) -> int:
         """K: values taken a token."""
         return self.heads * self.top_m
+
+    @property
+    def summed(self) -> int:
+        """Values whose rows are read and summed a token."""
+        return self.taken if self.kept_values is None else self.kept_values
+
+    @property
+    def key_rank(self) -> int:
+        """R of the keys: how many vectors a key has."""
+        return 1 if self.scoring == "additive" else self.rank
 
     @property
     def output_blocks(self) -> int:

@@ -181,11 +181,37 @@ def _layer_problems(layer: MemoryLayerSpec, spec: ModelSpec) -> list[str]:
         problems.append(f"query_heads: must be 1 or heads ({layer.heads}), found {layer.query_heads}")
     if layer.scoring == "additive" and layer.cores != 1:
         problems.append(f"cores: additive scoring has 1, found {layer.cores}")
+    if layer.scoring == "signed":
+        problems += _signed_problems(layer, spec.decoder.hidden_size)
     if layer.empty_slot is not None and not 0 <= layer.empty_slot < layer.virtual_slots:
         problems.append(f"empty_slot: expected 0 <= slot < {layer.virtual_slots}, found {layer.empty_slot}")
+    if layer.kept_values is not None and not (0 < layer.kept_values <= layer.taken and layer.cores == 1):
+        problems.append(
+            f"kept_values: expected one core and 1..{layer.taken} values, found {layer.cores} and {layer.kept_values}"
+        )
     if layer.output_gate_bias and not layer.output_gate:
         problems.append("output_gate_bias: given without output_gate")
     return problems + _layer_table_problems(layer, spec)
+
+
+def _signed_problems(layer: MemoryLayerSpec, hidden: int) -> list[str]:
+    expected = {
+        "heads": 1, "query_heads": 1, "cores": 1, "blocks": 2, "key_width": hidden, "row_keys": 2 * layer.rank,
+        "query_norm": None, "key_norm": None, "query_bias": False, "shuffle": False, "score_function": "none",
+        "expanded": True,
+    }  # fmt: skip
+    problems = [
+        f"{name}: signed scoring has {value}, found {getattr(layer, name)}"
+        for name, value in expected.items()
+        if getattr(layer, name) != value
+    ]
+    # A side that stage 1 cut down would lose a sign or a part of the slots whatever the scores.
+    sides = {"row_keys": layer.row_keys, "col_keys": layer.col_keys}
+    return problems + [
+        f"{name}: signed scoring needs at most top_m = {layer.top_m} a side, found {count}"
+        for name, count in sides.items()
+        if count > layer.top_m
+    ]
 
 
 def _layer_table_problems(layer: MemoryLayerSpec, spec: ModelSpec) -> list[str]:
@@ -199,14 +225,19 @@ def _layer_table_problems(layer: MemoryLayerSpec, spec: ModelSpec) -> list[str]:
         problems.append(f"offset: expected 0 <= offset < {table.rows}, found {layer.offset}")
     if layer.cores > 0 and table.value_width % layer.cores:
         problems.append(f"cores: must divide the value width {table.value_width}, found {layer.cores}")
-    return problems + _gate_problems(layer, table) + _expanded_problems(layer, table, spec.decoder.hidden_size)
+    hidden = spec.decoder.hidden_size
+    return problems + _gate_problems(layer, table, hidden) + _expanded_problems(layer, table, hidden)
 
 
-def _gate_problems(layer: MemoryLayerSpec, table: TableSpec) -> list[str]:
+def _gate_problems(layer: MemoryLayerSpec, table: TableSpec, hidden: int) -> list[str]:
     if layer.gate_activation != "none" and table.pre_value_width <= 0:
         return [f"gate_activation: {layer.gate_activation} needs a table with pre-values, {layer.table!r} has none"]
     if layer.gate_activation == "swiglu" and table.pre_value_width % 2:
         return [f"gate_activation: swiglu needs an even pre-value width, found {table.pre_value_width}"]
+    width = hidden * (2 if layer.gate_activation == "swiglu" else 1)
+    if layer.scoring == "signed" and table.pre_value_width not in (0, width):
+        found = table.pre_value_width
+        return [f"table: signed scoring needs {width} pre-value columns in {layer.table!r} or none, found {found}"]
     return []
 
 
@@ -219,6 +250,9 @@ def _expanded_problems(layer: MemoryLayerSpec, table: TableSpec, hidden: int) ->
             f"expanded: table {layer.table!r} must have cores*hidden_size = {layer.cores * hidden} columns, "
             f"found {table.value_width}"
         )
-    if layer.blocks != 1 or layer.output_gate or layer.output_bias:
+    if layer.scoring == "signed":
+        if not layer.sum_blocks or layer.output_gate or layer.output_bias:
+            problems.append("sum_blocks: signed scoring sums its two blocks, with no output gate and no output bias")
+    elif layer.blocks != 1 or layer.output_gate or layer.output_bias:
         problems.append("expanded: an expanded layer has one block, no output gate and no output bias")
     return problems

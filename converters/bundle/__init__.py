@@ -2,5 +2,6 @@
 
 from .check import check_bundle
 from .stage import make_bundle
+from .triton import make_triton
 
-__all__ = ["check_bundle", "make_bundle"]
+__all__ = ["check_bundle", "make_bundle", "make_triton"]

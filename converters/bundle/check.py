@@ -6,17 +6,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ...checkpoint.files import sha256_file
 from ...errors import CheckFailed, InputError
 from ...ops import DOMAIN, VERSION
-from ...runtime.manifest import MANIFEST, check_version, read_manifest, require_inside
+from ...runtime.bundle_files import Document, range_hash, wrong_hashes, wrong_sizes, wrong_tables
+from ...runtime.manifest import check_version, read_manifest
 from ...runtime.ort_model import check_description, read_model
 from ...runtime.plugins import library_info, ort_library
 from ...spec import ModelSpec
-from .manifest import range_hash, tables_match
 
 Progress = Callable[[int, int, str], None]
-Document = dict[str, Any]
 
 
 def check_bundle(bundle: Path, *, progress: Progress | None = None) -> dict[str, Any]:
@@ -44,40 +42,28 @@ def check_bundle(bundle: Path, *, progress: Progress | None = None) -> dict[str,
 def _problems(bundle: Path, document: Document, progress: Progress | None) -> Iterator[str]:
     """One line for everything that is wrong. Cheap checks come first; a library is loaded once its hash is right."""
     try:
-        yield from _wrong_sizes(bundle, document)
-        for entry in (*document["tables"], *document["plugins"]):
-            require_inside(bundle / MANIFEST, entry["file"])
-        if mismatch := tables_match(bundle, document["tables"]):
-            yield mismatch
-        yield from _wrong_hashes(bundle, document, progress)
+        yield from wrong_sizes(bundle, document)
+        yield from wrong_tables(bundle, document)
+        yield from wrong_hashes(bundle, document, advance=_counted(document, progress))
+        for table in document["tables"]:
+            if range_hash(bundle / table["file"], table["offset"], table["bytes"]) != table["sha256"]:
+                yield f"{table['file']}: table {table['name']} is not the one that the manifest describes"
         check_description(bundle, read_model(bundle), ModelSpec.load(bundle))
         yield from _wrong_versions(bundle, document)
     except InputError as error:
         yield str(error).removeprefix(f"{bundle}: ")
 
 
-def _wrong_sizes(bundle: Path, document: Document) -> Iterator[str]:
-    for name, entry in document["files"].items():
-        file = bundle / name
-        if not file.is_file():
-            yield f"{name} is missing"
-        elif file.stat().st_size != entry["size"]:
-            yield f"{name}: {file.stat().st_size} bytes, the manifest says {entry['size']}"
+def _counted(document: Document, progress: Progress | None) -> Callable[[int, str], None]:
+    total, done = sum(entry["size"] for entry in document["files"].values()), 0
 
-
-def _wrong_hashes(bundle: Path, document: Document, progress: Progress | None) -> Iterator[str]:
-    files = document["files"]
-    total, done = sum(entry["size"] for entry in files.values()), 0
-    for name, entry in files.items():
-        found = sha256_file(bundle / name)
-        if found != entry["sha256"]:
-            yield f"{name}: SHA-256 {found[:12]}…, the manifest says {entry['sha256'][:12]}…: the file changed"
-        done += entry["size"]
+    def advance(count: int, what: str) -> None:
+        nonlocal done
+        done += count
         if progress is not None:
-            progress(done, total, name)
-    for table in document["tables"]:
-        if range_hash(bundle / table["file"], table["offset"], table["bytes"]) != table["sha256"]:
-            yield f"{table['file']}: table {table['name']} is not the one that the manifest describes"
+            progress(done, total, what)
+
+    return advance
 
 
 def _wrong_versions(bundle: Path, document: Document) -> Iterator[str]:

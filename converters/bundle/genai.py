@@ -9,7 +9,8 @@ from ...spec import ModelSpec
 CONFIG = "genai_config.json"
 MODEL_TYPE = "decoder"  # GenAI's name for a plain causal decoder; it refuses types that it does not know
 # transformers 5 writes TokenizersBackend for every tokenizer.json; GenAI and onnxruntime-extensions know the old name.
-_KNOWN_CLASS = {"TokenizersBackend": "PreTrainedTokenizerFast"}
+_CLASS = "PreTrainedTokenizerFast"
+_UNKNOWN_CLASSES = (None, "TokenizersBackend")
 
 
 def genai_config(spec: ModelSpec, *, packed: bool, plugin: str | None) -> dict[str, Any]:
@@ -66,5 +67,4 @@ def genai_config(spec: ModelSpec, *, packed: bool, plugin: str | None) -> dict[s
 
 def tokenizer_config(given: dict[str, Any]) -> dict[str, Any]:
     """tokenizer_config.json with a class name that runtimes other than transformers know too."""
-    name = given.get("tokenizer_class")
-    return given | {"tokenizer_class": _KNOWN_CLASS[name]} if name in _KNOWN_CLASS else given
+    return given | {"tokenizer_class": _CLASS} if given.get("tokenizer_class") in _UNKNOWN_CLASSES else given

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...checkpoint import Checkpoint, TensorInfo, read_header
+from ...checkpoint import Checkpoint, TensorInfo
 from ...checkpoint.companions import GENERATION_CONFIG
 from ...checkpoint.provenance import tool_version
 from ...layout import tensor_layout
 from ...ops import DOMAIN, VERSION
 from ...planning import prefill_chunk
-from ...runtime.manifest import FORMAT, SCHEMA
+from ...runtime.bundle_files import range_hash
+from ...runtime.manifest import FORMAT, SCHEMA, this_platform
 from ...runtime.plugins import library_info
 from ...spec import ModelSpec
 
 MIN_ONNXRUNTIME = "1.20"  # as the package's own extra `cpu` requires; a test compares them
 MIN_PLUGIN = "0.1.0"  # the first release whose library holds version 1 of every operator
-_BLOCK = 4 << 20
 
 Advance = Callable[[int, str], None]
 
@@ -50,24 +48,12 @@ def _rows_read(spec: ModelSpec, name: str) -> int:
     return sum(layer.taken for layer in spec.memory if layer.table == table)
 
 
-def range_hash(file: Path, offset: int, size: int, advance: Advance = lambda count, what: None) -> str:
-    """SHA-256 of `size` bytes at `offset` of a file, as hex; what lies past the end is left out."""
-    digest = hashlib.sha256()
-    with open(file, "rb") as stream:
-        stream.seek(offset)
-        while size and (block := stream.read(min(size, _BLOCK))):
-            digest.update(block)
-            size -= len(block)
-            advance(len(block), file.name)
-    return digest.hexdigest()
-
-
 def plugin_entry(folder: Path, name: str) -> dict[str, Any]:
     """The plugin library `name` of the bundle: its platform and the release that it says it is."""
     return {
         "file": name,
         "host": "onnxruntime",
-        "platform": f"{platform.system()}-{platform.machine()}".lower(),
+        "platform": this_platform(),
         "version": library_info(folder / name)["version"],
     }
 
@@ -109,15 +95,3 @@ def _tokenizer(files: Mapping[str, Any]) -> dict[str, str]:
         "generation": GENERATION_CONFIG,
     }
     return {role: name for role, name in roles.items() if name in files}
-
-
-def tables_match(folder: Path, entries: list[dict[str, Any]]) -> str | None:
-    """What is wrong with the first table whose safetensors header says otherwise; None where all agree."""
-    for entry in entries:
-        found = read_header(folder / entry["file"])[0].get(entry["name"])
-        if found is None:
-            return f"{entry['file']}: holds no tensor {entry['name']}"
-        for key, value in (("offset", found.offset), ("dtype", found.dtype), ("shape", list(found.shape))):
-            if entry[key] != value:
-                return f"{entry['file']}: {entry['name']} has {key} {value}, the manifest says {entry[key]}"
-    return None

@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 
-from ...checkpoint import Checkpoint, Stage, read_provenance, source_record
+from ...checkpoint import Checkpoint, Stage, source_record
 from ...checkpoint.companions import companion_files
 from ...checkpoint.files import files_below, sha256_file
 from ...checkpoint.partial import STATE_NAMES
@@ -21,7 +21,7 @@ from ...spec import MODEL_TYPE, ModelSpec, read_json
 from .genai import CONFIG, genai_config, tokenizer_config
 from .manifest import manifest, plugin_entry, table_entries
 
-TOKENIZER_CONFIG = "tokenizer_config.json"
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 
 Progress = Callable[[int, int, str], None]
 
@@ -44,16 +44,14 @@ def make_bundle(
     src, out = Path(src), Path(out)
     if runtime not in RUNTIMES:
         raise InputError(f"runtime: expected one of {', '.join(RUNTIMES)}, found {runtime!r}")
-    model = _exported(src)
+    model = exported(src)
     spec = ModelSpec.load(src)
     check_description(src, model, spec)
     library = ort_library() if with_plugins else None
     options = {"plugin": sha256_file(library) if library else None}
     record = source_record(src)
     with Stage(out, "bundle", record, options, overwrite=overwrite, copy=copy, progress=progress) as stage:
-        if stage.up_to_date:
-            stage.receipt |= (read_provenance(out) or {}).get("receipt", {})
-        else:
+        if not stage.up_to_date:
             _link(stage, src, model)
             if library:
                 shutil.copyfile(library, stage.workdir / ORT_LIBRARY)
@@ -63,7 +61,8 @@ def make_bundle(
     return stage.receipt | stage.notes
 
 
-def _exported(src: Path) -> onnx.ModelProto:
+def exported(src: Path) -> onnx.ModelProto:
+    """The graph of an exported model. Raises InputError, with the command to run, for what is none."""
     config = src / "config.json"
     if not (src / MODEL_FILE).is_file() and config.is_file() and read_json(config).get("model_type") == MODEL_TYPE:
         raise InputError(
@@ -79,18 +78,20 @@ def _link(stage: Stage, src: Path, model: onnx.ModelProto) -> None:
     for file in checkpoint.files:
         stage.link_shard(file, [info for info in checkpoint.tensors.values() if info.file == file])
     known = {file.name for file in checkpoint.files}
-    for name in sorted(_weight_files(model) - known):
+    for name in sorted(weight_files(model) - known):
         stage.link_file(src / name)
     for name in (MODEL_FILE, "config.json"):
         stage.link_file(src / name)
-    for file in companion_files(src):
-        if file.name == TOKENIZER_CONFIG:
-            stage.write_json(TOKENIZER_CONFIG, tokenizer_config(read_json(file)))
-        else:
-            stage.link_file(file)
+    companions = {file.name: file for file in companion_files(src)}
+    given = companions.pop(TOKENIZER_CONFIG, None)
+    if given or TOKENIZER in companions:
+        stage.write_json(TOKENIZER_CONFIG, tokenizer_config(read_json(given) if given else {}))
+    for file in companions.values():
+        stage.link_file(file)
 
 
-def _weight_files(model: onnx.ModelProto) -> set[str]:
+def weight_files(model: onnx.ModelProto) -> set[str]:
+    """Names of the files that the graph's weights lie in."""
     return {entry.value for t in model.graph.initializer for entry in t.external_data if entry.key == "location"}
 
 

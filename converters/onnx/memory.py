@@ -35,12 +35,17 @@ class MemoryGraph:
         addresses = self._addresses(sigma)
         if self.table.pre_value_width:
             scores = g.op("Mul", scores, g.op("Unsqueeze", self._gate(hidden, addresses), g.constant([2])))
+        if s.kept_values is not None:
+            addresses, scores = self._largest(addresses, scores, s.kept_values)
         looked_up = self._lookup(addresses, scores)
         return g.op("Identity", self._project(looked_up, hidden), out=f"{self.prefix}.output")
 
     def _key_scores(self, hidden: str) -> tuple[str, str]:
         """[T, H, R, n] of both sides; additive keys become rank 2: [s, 1] and [1, s]."""
         s, g = self.spec, self.graph
+        if s.scoring == "signed":
+            col = self._scored(hidden, "col_keys", s.rank, s.col_keys)
+            return self._signs(col), g.op("Identity", col, out=f"{self.prefix}.col_scores")
         query = self._linear(hidden, "query", s.query_bias)
         query = g.reshape(query, -1, s.query_heads, 2, s.key_width)
         if s.query_norm:
@@ -62,13 +67,27 @@ class MemoryGraph:
         s, g = self.spec, self.graph
         n, rank = (s.row_keys, s.col_keys)[side], s.rank if s.scoring == "tucker" else 1
         queries = g.op("Gather", query, g.constant(side), axis=2)
-        keys = self._keys(("row_keys", "col_keys")[side], rank * n)
+        name = ("row_keys", "col_keys")[side]
         if s.query_heads == 1:
-            flat = self.dialect.linear(g.reshape(queries, -1, s.key_width), keys)
-            return g.op("Reshape", flat, g.constant([-1, s.heads, rank, n]), out=out)
+            return self._scored(g.reshape(queries, -1, s.key_width), name, rank, n, out)
+        keys = self._keys(name, rank * n)
         per_head = self.dialect.matmul_transposed(g.op("Transpose", queries, perm=[1, 0, 2]), keys)
         tokens_first = g.op("Transpose", per_head, perm=[1, 0, 2])
         return g.op("Reshape", tokens_first, g.constant([-1, s.heads, rank, n]), out=out)
+
+    def _scored(self, queries: str, name: str, rank: int, n: int, out: str | None = None) -> str:
+        """[T, H, R, n] of one query a token, [T, kdim]."""
+        flat = self.dialect.linear(queries, self._keys(name, rank * n))
+        return self.graph.op("Reshape", flat, self.graph.constant([-1, self.spec.heads, rank, n]), out=out)
+
+    def _signs(self, like: str) -> str:
+        """Row scores [T, 1, R, 2R] of signed scoring: part r is +1 in row r and -1 in row R + r."""
+        s, g = self.spec, self.graph
+        eye = np.eye(s.rank)
+        tokens = g.op("Shape", like, start=0, end=1)
+        shape = g.op("Concat", tokens, g.constant([1, s.rank, s.row_keys]), axis=0)
+        signs = g.constant(np.concatenate([eye, -eye], 1)[None, None], "float32")
+        return g.op("Expand", signs, shape, out=f"{self.prefix}.row_scores")
 
     def _keys(self, name: str, per_head: int) -> str:
         """Keys of one side, [H*R*n, kdim] for a shared query, else [H, R*n, kdim]."""
@@ -86,6 +105,10 @@ class MemoryGraph:
         g, heads = self.graph, self.spec.heads
         if self.spec.scoring == "tucker":
             return g.weight(f"{self.prefix}.u"), g.weight(f"{self.prefix}.v"), g.weight(f"{self.prefix}.core")
+        if self.spec.scoring == "signed":
+            rank = self.spec.rank
+            ones = g.constant(np.ones((1, rank)), "float32")
+            return ones, ones, g.constant(np.eye(rank)[None, None], "float32")
         eye = np.eye(2)
         sides = [g.constant(np.tile(eye[i], (heads, 1)), "float32") for i in (0, 1)]
         return sides[0], sides[1], g.constant(np.tile(eye, (1, heads, 1, 1)), "float32")
@@ -95,6 +118,9 @@ class MemoryGraph:
         if s.score_function == "softmax":
             soft = g.op("Softmax", g.reshape(raw, -1, s.heads, s.top_m, s.cores), axis=2)
             raw = g.reshape(soft, -1, s.taken, s.cores)
+        if s.scoring == "signed":
+            positive = g.op("Unsqueeze", g.op("Less", sigma, g.constant(s.slots)), g.constant([2]))
+            raw = g.op("Where", positive, raw, g.op("Neg", raw))
         if s.empty_slot is None:
             return raw
         empty = g.op("Unsqueeze", g.op("Equal", sigma, g.constant(s.empty_slot)), g.constant([2]))
@@ -123,11 +149,20 @@ class MemoryGraph:
 
     def _gate(self, hidden: str, addresses: str) -> str:
         g = self.graph
-        x = self.dialect.linear(hidden, g.weight(f"{self.prefix}.pre_query.weight"))
+        signed = self.spec.scoring == "signed"
+        x = hidden if signed else self._linear(hidden, "pre_query", False)
         table = g.stored(f"tables.{self.spec.table}.pre_values")
         activation = ACTIVATIONS.index(self.spec.gate_activation)
         scales, encoding = self._encoding("pre_values")
         return g.op(f"{DOMAIN}::SparseGate", table, addresses, x, *scales, activation=activation, **encoding)
+
+    def _largest(self, addresses: str, scores: str, count: int) -> tuple[str, str]:
+        """The `count` addresses [T, count] and weights [T, count, 1] of largest magnitude."""
+        g = self.graph
+        flat = g.reshape(scores, -1, self.spec.taken)
+        best = g.ops("TopK", 2, g.op("Abs", flat), g.constant([count]), axis=1)[1]
+        kept = g.op("GatherElements", flat, best, axis=1)
+        return g.op("GatherElements", addresses, best, axis=1), g.reshape(kept, -1, count, 1)
 
     def _lookup(self, addresses: str, scores: str) -> str:
         s, g, name = self.spec, self.graph, f"tables.{self.spec.table}.values"
@@ -138,8 +173,8 @@ class MemoryGraph:
         columns = table_layout(self.table)["values"].shape[1] // s.cores
         table = g.stored(name, (self.table.rows * s.cores, columns))
         first = g.op("Unsqueeze", g.op("Mul", addresses, g.constant(s.cores)), g.constant([2]))
-        spread = g.reshape(g.op("Add", first, g.constant(np.arange(s.cores))), -1, s.taken * s.cores)
-        weights = g.reshape(scores, -1, s.taken * s.cores, 1)
+        spread = g.reshape(g.op("Add", first, g.constant(np.arange(s.cores))), -1, s.summed * s.cores)
+        weights = g.reshape(scores, -1, s.summed * s.cores, 1)
         return g.op(lookup, table, spread, weights, *scales, blocks=1, **encoding)
 
     def _encoding(self, part: str) -> tuple[list[str], dict[str, Any]]:

@@ -20,7 +20,7 @@ from ultramem_deploy.units import size
 
 from .identity import IdentityOptions, memory_tasks, permutation_bytes, table_tasks, upcycled_spec
 
-METHODS = ("identity",)
+METHODS = ("identity", "neurons")
 
 
 def upcycle_checkpoint(
@@ -39,7 +39,7 @@ def upcycle_checkpoint(
 
     Raises InputError for an unknown method, a source that has memory layers already, or sizes that cannot work.
     """
-    if method not in METHODS:
+    if method != "identity":
         raise InputError(f"--method: expected one of {', '.join(METHODS)}, found {method!r}")
     options = options or IdentityOptions()
     spec = upcycled_spec(ModelSpec.load(src), options)

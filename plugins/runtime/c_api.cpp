@@ -84,9 +84,10 @@ void give(const Ids& found, std::int64_t* ids, std::size_t capacity, std::size_t
 }
 
 std::vector<Tokens> tokens_of(const std::int64_t* const* tokens, const std::size_t* lengths, std::size_t sequences) {
+  std::vector<Tokens> found;
+  if (sequences == 0) return found;
   require_given(tokens, "tokens");
   require_given(lengths, "lengths");
-  std::vector<Tokens> found;
   for (std::size_t i = 0; i < sequences; ++i) found.push_back({tokens[i], lengths[i]});
   return found;
 }

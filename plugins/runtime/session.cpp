@@ -158,7 +158,7 @@ void Session::run(Rows rows, const std::int64_t* tokens, std::size_t count) {
   OrtStatus* status =
       ort::Run::of(ort.api())(model_.graph(), run_options_.get(), model_.input_names().data(), inputs.data(),
                               inputs.size(), model_.output_names().data(), outputs.size(), outputs.data());
-  if (status != nullptr && cancelled_) {
+  if (status != nullptr && is_cancelled()) {
     ort::ReleaseStatus::of(ort.api())(status);
     end_if_cancelled();
   }
@@ -171,7 +171,9 @@ void Session::run(Rows rows, const std::int64_t* tokens, std::size_t count) {
   }
 }
 
+// The flag and ONNX Runtime's own change together: a run that ONNX Runtime ended finds the flag set.
 void Session::cancel() {
+  const std::lock_guard<std::mutex> lock(cancelling_);
   cancelled_ = true;
   const Ort& ort = model_.ort();
   if (OrtStatus* status = ort::RunOptionsSetTerminate::of(ort.api())(run_options_.get())) {
@@ -179,7 +181,13 @@ void Session::cancel() {
   }
 }
 
+bool Session::is_cancelled() {
+  const std::lock_guard<std::mutex> lock(cancelling_);
+  return cancelled_;
+}
+
 void Session::end_if_cancelled() {
+  const std::lock_guard<std::mutex> lock(cancelling_);
   if (!cancelled_) return;
   const Ort& ort = model_.ort();
   ort.check(ort::RunOptionsUnsetTerminate::of(ort.api())(run_options_.get()), "cancel");

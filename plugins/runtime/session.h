@@ -1,9 +1,9 @@
 // Sequences that advance together over one cache, and generation with them.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "cache.h"
@@ -49,6 +49,7 @@ class Session {
   // One run on sequences that get `count` tokens each; keeps the logits after the last.
   void run(Rows rows, const std::int64_t* tokens, std::size_t count);
   std::vector<std::int64_t> mask(Rows rows, std::int64_t total, std::size_t count) const;
+  bool is_cancelled();
   void end_if_cancelled();
   std::size_t sequences() const { return lengths_.size(); }
 
@@ -57,7 +58,8 @@ class Session {
   std::unique_ptr<Cache> cache_;
   std::size_t cached_sequences_ = 0;
   RunOptions run_options_;
-  std::atomic<bool> cancelled_{false};
+  std::mutex cancelling_;
+  bool cancelled_ = false;
   std::vector<std::int64_t> lengths_;
   std::vector<float> logits_;  // [sequences, vocab_size]
   std::vector<float> run_logits_;

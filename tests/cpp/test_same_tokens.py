@@ -11,6 +11,7 @@ import pytest
 from tests.cpp.conftest import MODELS, Bundled
 from ultramem_deploy.runtime.generation import greedy
 from ultramem_deploy.runtime.opening import open_runner
+from ultramem_deploy.runtime.tokenizer import Tokenizer
 
 PROMPT, NEW, END = [7, 31, 2, 59, 5], 24, 60
 
@@ -59,3 +60,13 @@ def test_genai_runs_a_bundle_without_the_library(bundled: Bundled, cpp: Path) ->
     expected = python_tokens(bundle, "torch")
     assert genai_tokens(bundle) == expected
     assert minimal(cpp, bundle, ",".join(map(str, PROMPT)), NEW)[0] == ",".join(map(str, expected))
+
+
+def test_text_in_text_out(cpp: Path, bundled: Bundled) -> None:
+    """Onnxruntime-extensions' tokenizer gives the ids and the text that Hugging Face's gives."""
+    bundle = bundled("v1")
+    prompt = "the query finds a value"
+    tokenizer = Tokenizer(bundle)
+    runner = open_runner(bundle, "torch")
+    expected = list(greedy(runner, tokenizer.encode(prompt), NEW, (END,)))
+    assert minimal(cpp, bundle, prompt, NEW)[0] == tokenizer.decode(expected)

@@ -132,3 +132,24 @@ def test_gate_refuses_a_negative_address() -> None:
     table, x = torch.zeros(3, 2), torch.zeros(1, 2)
     with pytest.raises(IndexError, match="address -1 is negative"):
         sparse_gate(table, torch.tensor([[0, -1]]), x)
+
+
+def in_small_steps(table: torch.Tensor, addresses: torch.Tensor, x: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """Gated lookups of four tokens at a time, which gather their rows."""
+    parts = [slice(t, t + 4) for t in range(0, len(x), 4)]
+    gates = [sparse_gate(table, addresses[p], x[p], 1) for p in parts]
+    weighted = [scores[p] * gate[..., None] for p, gate in zip(parts, gates, strict=True)]
+    return torch.cat([sparse_lookup(table, addresses[p], w, BLOCKS) for p, w in zip(parts, weighted, strict=True)])
+
+
+def test_many_rows_of_a_small_table_are_one_product() -> None:
+    """Tokens that read most of a table take it whole: the same sums and gradients as rows gathered for a few."""
+    generator = torch.Generator().manual_seed(8)
+    addresses = torch.randint(0, ROWS * BLOCKS, (16, 5), generator=generator)
+    table, x, scores = (y.requires_grad_() for y in normal(8, (ROWS, WIDTH), (16, WIDTH), (16, 5, CORES)))
+    weighted = scores * sparse_gate(table, addresses, x, 1)[..., None]
+    found = sparse_lookup(table, addresses, weighted, BLOCKS)
+    wanted = in_small_steps(table, addresses, x, scores)
+    torch.testing.assert_close(found, wanted, **CLOSE)
+    for a, b in zip(*(torch.autograd.grad(y.square().sum(), (table, x, scores)) for y in (found, wanted)), strict=True):
+        torch.testing.assert_close(a, b, **CLOSE)

@@ -19,6 +19,8 @@ from .output import counted, print_json, progress_bar, run_stage, size
               help="What will run the bundle.")  # fmt: skip
 @click.option("--with-plugins", is_flag=True, help="Put this platform's operator library inside.")
 @click.option("--check", "checked", type=EXISTING, metavar="DIR", help="Verify a bundle's hashes and versions instead.")
+@click.option("--triton", "triton", type=click.Path(path_type=Path), metavar="OUT",
+              help="Write a Triton Inference Server model repository to OUT instead.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace an output that this tool made otherwise.")
 @click.option("--copy", is_flag=True, help="Copy the weights instead of hard-linking them.")
 @quiet_option
@@ -29,6 +31,7 @@ def command(
     runtime: str,
     with_plugins: bool,
     checked: Path | None,
+    triton: Path | None,
     overwrite: bool,
     copy: bool,
     quiet: bool,
@@ -43,9 +46,13 @@ def command(
             raise click.UsageError("--check DIR takes no SRC and OUT")
         _check(checked, quiet, as_json)
         return
-    if src is None or out is None:
-        raise click.UsageError("expected SRC OUT, or --check DIR")
-    common = StageOptions(src, out, overwrite, copy, quiet, as_json)
+    target = out or triton
+    if src is None or target is None or (out and triton):
+        raise click.UsageError("expected SRC OUT, SRC --triton OUT, or --check DIR")
+    common = StageOptions(src, target, overwrite, copy, quiet, as_json)
+    if triton is not None:
+        _triton(common)
+        return
     run_stage(
         "bundle",
         common,
@@ -60,6 +67,20 @@ def command(
         ),
         _summary,
         "bundle --check {out}",
+    )
+
+
+def _triton(common: StageOptions) -> None:
+    run_stage(
+        "triton",
+        common,
+        lambda progress: pipeline.triton_repository(
+            common.src, common.out, overwrite=common.overwrite, copy=common.copy, progress=progress
+        ),
+        lambda result: [
+            f"model {result['model']} for the {result['backend']} backend, docs/cpp.md says how to serve it"
+        ],
+        "bundle {src} {beside} --with-plugins",
     )
 
 

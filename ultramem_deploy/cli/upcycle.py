@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
 
 from .. import pipeline
 from ..converters.upcycle.identity import IdentityOptions
-from .options import StageOptions, dataclass_options, jobs_option, memory_budget_option, stage_options, verb
-from .output import counted, run_stage
+from ..converters.upcycle.neuron_options import NeuronOptions
+from ..errors import InputError
+from .options import EXISTING, StageOptions, dataclass_options, jobs_option, memory_budget_option, stage_options, verb
+from .output import counted, number, run_stage
+
+METHODS: dict[str, IdentityOptions | NeuronOptions] = {"identity": IdentityOptions(), "neurons": NeuronOptions()}
 
 
-@verb("upcycle", "canonical upcycled --paths 18:20/22:24/26:28 --knum 128")
-@click.option("--method", type=click.Choice(["identity"]), default="identity", show_default=True,
-              help="identity: the outputs stay bit-identical until the memory is trained.")  # fmt: skip
+@verb("upcycle", "canonical upcycled --method neurons --text corpus.txt --active 0.5")
+@click.option("--method", type=click.Choice(list(METHODS)), default="identity", show_default=True,
+              help="identity: memory layers beside the FFNs, outputs bit-identical until they are trained. neurons: "
+              "the FFNs' neurons become memory slots, of which a token retrieves a fraction.")  # fmt: skip
+@click.option("--text", type=EXISTING, help="neurons: UTF-8 text to calibrate on. Default: the Python reference.")
 @dataclass_options(IdentityOptions)
+@dataclass_options(NeuronOptions)
 @jobs_option
 @memory_budget_option
 @stage_options
-def command(common: StageOptions, method: str, jobs: int | None, memory_budget: int, **sizes: Any) -> None:
-    """Add UltraMem memory layers on skip paths of the dense checkpoint SRC; writes OUT."""
+def command(
+    common: StageOptions, method: str, text: Path | None, jobs: int | None, memory_budget: int, **sizes: Any
+) -> None:
+    """Give the dense checkpoint SRC memory layers, beside its FFNs or in their place; writes OUT."""
+    own = _own_options(method, sizes)
     run_stage(
         "upcycle",
         common,
@@ -28,23 +40,48 @@ def command(common: StageOptions, method: str, jobs: int | None, memory_budget: 
             common.src,
             common.out,
             method=method,
+            text=text,
             overwrite=common.overwrite,
             copy=common.copy,
             jobs=jobs,
             memory_budget=memory_budget,
             progress=progress,
-            **sizes,
+            **own,
         ),
-        _summary,
+        _identity_summary if method == "identity" else _neuron_summary,
         "heal {out} {beside}",
     )
 
 
-def _summary(result: dict[str, Any]) -> list[str]:
+def _own_options(method: str, sizes: dict[str, Any]) -> dict[str, Any]:
+    """The options of the method; InputError where one of another method was given."""
+    own = asdict(METHODS[method])
+    for name, options in METHODS.items():
+        for field, default in asdict(options).items():
+            if field not in own and sizes[field] != default:
+                raise InputError(f"--{field.replace('_', '-')}: an option of --method {name}, not of {method}")
+    return {field: sizes[field] for field in own}
+
+
+def _identity_summary(result: dict[str, Any]) -> list[str]:
     paths = ", ".join(result["memory_layers"])
     return [
         f"{counted(len(result['memory_layers']), 'memory layer')}, read:write {paths}",
         f"{result['parameters_total']:,} parameters, {result['parameters_table']:,} of them in tables, "
         f"{result['parameters_active']:,} active a token",
         f"preserving: {result['preserving']}",
+    ]
+
+
+def _neuron_summary(result: dict[str, Any]) -> list[str]:
+    blocks = [block for block in result["blocks"] if block["top_m"]]
+    errors = [block["relative_error"] for block in blocks] or [0.0]
+    others = ", ".join(f"{name} {number(one['perplexity_ratio'])}x" for name, one in result["baselines"].items())
+    return [
+        f"{counted(len(blocks), 'FFN')} as memories; a token uses {result['active_fraction']:.1%} of the neurons and "
+        f"reads {result['ffn_bytes_fraction']:.1%} of the FFNs' bytes",
+        f"relative output error {number(min(errors))} to {number(max(errors))} a block on held-out text",
+        f"held-out perplexity {number(result['perplexity_source'], 4)} -> {number(result['perplexity'], 4)} "
+        f"({number(result['perplexity_ratio'], 4)}x), KL {number(result['kl'])} nats a token, before any training",
+        f"baselines that read as much: {others}",
     ]

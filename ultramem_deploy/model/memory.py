@@ -68,13 +68,14 @@ class MemoryLayer(nn.Module):
     def __init__(self, layer: MemoryLayerSpec, model: ModelSpec) -> None:
         super().__init__()
         hidden, table = model.decoder.hidden_size, model.tables[layer.table]
-        rank = layer.rank if layer.scoring == "tucker" else 1
+        rank, signed = layer.key_rank, layer.scoring == "signed"
         self.spec, self.table_spec, self.hidden_size = layer, table, hidden
         self.observer: Callable[[Retrieval], None] | None = None
-        self.query = nn.Linear(hidden, layer.query_heads * 2 * layer.key_width, bias=layer.query_bias)
+        if not signed:
+            self.query = nn.Linear(hidden, layer.query_heads * 2 * layer.key_width, bias=layer.query_bias)
+            self.row_keys = nn.Parameter(torch.empty(layer.heads, rank, layer.row_keys, layer.key_width))
         self.query_norm = Norm(layer.query_norm, layer.key_width) if layer.query_norm else None
         self.key_norm = Norm(layer.key_norm, layer.key_width) if layer.key_norm else None
-        self.row_keys = nn.Parameter(torch.empty(layer.heads, rank, layer.row_keys, layer.key_width))
         self.col_keys = nn.Parameter(torch.empty(layer.heads, rank, layer.col_keys, layer.key_width))
         if layer.scoring == "tucker":
             self.core = nn.Parameter(torch.empty(layer.cores, layer.heads, rank, rank))
@@ -82,7 +83,7 @@ class MemoryLayer(nn.Module):
             self.register_buffer("v", torch.empty(layer.heads, rank))
         if layer.shuffle:
             self.register_buffer("shuffle", torch.empty(layer.virtual_slots, dtype=torch.int64))
-        if table.pre_value_width:
+        if table.pre_value_width and not signed:
             width = table.pre_value_width // (2 if layer.gate_activation == "swiglu" else 1)
             self.pre_query = nn.Linear(hidden, width, bias=False)
         if layer.output_gate:
@@ -94,7 +95,7 @@ class MemoryLayer(nn.Module):
 
     def forward(self, hidden: torch.Tensor, table: ValueTable) -> torch.Tensor:
         """hidden [T, d] -> [T, d]; runs over tokens in chunks so that no intermediate exceeds about 64 MiB."""
-        hidden = hidden.to(self.query.weight.dtype)
+        hidden = hidden.to(self.col_keys.dtype)
         parts = [self._forward_chunk(part, table) for part in torch.split(hidden, self.chunk_tokens)]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
@@ -102,7 +103,8 @@ class MemoryLayer(nn.Module):
     def chunk_tokens(self) -> int:
         """Tokens whose key scores and candidate grid fit in `CHUNK_BYTES`."""
         s = self.spec
-        numbers = s.heads * (s.rank * (s.row_keys + s.col_keys) + s.cores * s.top_m**2)
+        grid = min(s.top_m, s.row_keys) * min(s.top_m, s.col_keys)
+        numbers = s.heads * (s.rank * (s.row_keys + s.col_keys) + s.cores * grid)
         return max(1, CHUNK_BYTES // (4 * numbers))
 
     def _forward_chunk(self, hidden: torch.Tensor, table: ValueTable) -> torch.Tensor:
@@ -123,15 +125,21 @@ class MemoryLayer(nn.Module):
     ) -> torch.Tensor:
         """The output [T, d] of `hidden` [T, d]: weights [T,K,M] at addresses [T,K] (block*rows + row) of `table`."""
         if table.pre_values is not None:
-            x = self.pre_query(hidden).float()
+            x = (hidden if self.spec.scoring == "signed" else self.pre_query(hidden)).float()
             activation = ACTIVATIONS.index(self.spec.gate_activation)
             gate = sparse_gate(table.pre_values, addresses, x, activation, table.pre_values_scales)
             scores = scores * gate[..., None]
+        if self.spec.kept_values is not None:
+            best = scores[..., 0].abs().topk(self.spec.kept_values, dim=1).indices
+            addresses, scores = addresses.gather(1, best), scores.gather(1, best[..., None])
         return self._project(self._lookup(table, addresses, scores), hidden)
 
     def key_scores(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Row and column scores [T, H, R, n], float32; additive keys become rank 2: [s, 1] and [1, s]."""
         s = self.spec
+        if s.scoring == "signed":
+            col = self._side_scores(hidden[:, None], self.col_keys)
+            return self._signs(col.device).expand(len(col), -1, -1, -1), col
         query = self.query(hidden).unflatten(-1, (s.query_heads, 2, s.key_width))
         query = self.query_norm(query) if self.query_norm else query
         row = self._side_scores(query[:, :, 0], self.row_keys)
@@ -139,6 +147,11 @@ class MemoryLayer(nn.Module):
         if s.scoring == "tucker":
             return row, col
         return F.pad(row, (0, 0, 0, 1), value=1.0), F.pad(col, (0, 0, 1, 0), value=1.0)
+
+    def _signs(self, device: torch.device) -> torch.Tensor:
+        """Row scores [1, 1, R, 2R] of signed scoring: part r is +1 in row r and -1 in row R + r."""
+        eye = torch.eye(self.spec.rank, device=device)
+        return torch.cat([eye, -eye], dim=1)[None, None]
 
     def _side_scores(self, query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         keys = self.key_norm(keys) if self.key_norm else keys
@@ -148,11 +161,14 @@ class MemoryLayer(nn.Module):
         return torch.einsum("thd,hrnd->thrn", query, keys.to(query.dtype)).float()
 
     def factors(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """u, v [H, 2] and the cores [M, H, R, R]; additive scoring is u = [1, 0], v = [0, 1], core = identity."""
+        """u, v [H, R] and the cores [M, H, R, R]; additive scoring is u = [1, 0], v = [0, 1], core = identity."""
         if self.spec.scoring == "tucker":
             return self.u.float(), self.v.float(), self.core.float()
-        eye = torch.eye(2, device=device)
         heads = self.spec.heads
+        if self.spec.scoring == "signed":
+            ones = torch.ones(1, self.spec.rank, device=device)
+            return ones, ones, torch.eye(self.spec.rank, device=device)[None, None]
+        eye = torch.eye(2, device=device)
         return eye[0].repeat(heads, 1), eye[1].repeat(heads, 1), eye.repeat(1, heads, 1, 1)
 
     def weights(self, raw: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
@@ -160,6 +176,8 @@ class MemoryLayer(nn.Module):
         s = self.spec
         if s.score_function == "softmax":
             raw = F.softmax(raw.view(len(raw), s.heads, s.top_m, s.cores), dim=2).flatten(1, 2)
+        if s.scoring == "signed":
+            raw = torch.where((self._sigma(indices) < s.slots)[..., None], raw, -raw)
         if s.empty_slot is not None:
             raw = raw.masked_fill((self._sigma(indices) == s.empty_slot)[..., None], 0.0)
         return raw

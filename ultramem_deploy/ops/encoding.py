@@ -101,6 +101,17 @@ def gather(table: torch.Tensor, rows: torch.Tensor, scales: torch.Tensor | None)
     return values if scales is None else values * scales[rows][..., None]
 
 
+def whole(table: torch.Tensor, scales: torch.Tensor | None) -> torch.Tensor:
+    """The numbers of every row, float32 [N, D]."""
+    return gather(table, torch.arange(table.shape[0], device=table.device), scales)
+
+
+def reads_most(table: torch.Tensor, rows: torch.Tensor) -> bool:
+    """Whether `rows` [T, K] are so many that one product with the whole table is cheaper than gathering them."""
+    tokens, taken = rows.shape
+    return tokens >= 8 and 4 * taken >= table.shape[0]
+
+
 def gradients(
     table: torch.Tensor, rows: torch.Tensor, scales: torch.Tensor | None, grad: torch.Tensor
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:

@@ -91,6 +91,8 @@ def reference(
     if addresses.numel() and int(addresses.min()) < 0:
         raise IndexError(f"SparseGate: address {int(addresses.min())} is negative: not a memory layer's index")
     rows = addresses % table.shape[0]
+    if encoding.reads_most(table, rows):
+        return _gate_of_all(encoding.whole(table, scales), x, activation).gather(1, rows)
     per_token = max(1, rows.shape[1] * encoding.table_width(table) * 4)
     step = max(1, CHUNK_BYTES // per_token)
     spans = [slice(t, t + step) for t in range(0, rows.shape[0], step)]
@@ -99,14 +101,24 @@ def reference(
 
 
 def _gate(values: torch.Tensor, x: torch.Tensor, activation: int) -> torch.Tensor:
-    """Of rows [T, K, W] float32."""
+    """[T, K] of rows [T, K, W] float32."""
     x32, width = x.float(), x.shape[1]
     a = torch.einsum("tkp,tp->tk", values[..., :width], x32)
-    if ACTIVATIONS[activation] == "swiglu":
-        out = F.silu(a) * torch.einsum("tkp,tp->tk", values[..., width:], x32)
-    else:
-        out = {"none": lambda a: a, "gelu": F.gelu, "silu": F.silu}[ACTIVATIONS[activation]](a)
-    return out.to(x.dtype)
+    b = torch.einsum("tkp,tp->tk", values[..., width:], x32) if ACTIVATIONS[activation] == "swiglu" else a
+    return _activated(a, b, activation).to(x.dtype)
+
+
+def _gate_of_all(values: torch.Tensor, x: torch.Tensor, activation: int) -> torch.Tensor:
+    """[T, N] of a whole table [N, W] float32."""
+    x32, width = x.float(), x.shape[1]
+    a = x32 @ values[:, :width].T
+    b = x32 @ values[:, width:].T if ACTIVATIONS[activation] == "swiglu" else a
+    return _activated(a, b, activation).to(x.dtype)
+
+
+def _activated(a: torch.Tensor, b: torch.Tensor, activation: int) -> torch.Tensor:
+    kinds = {"none": lambda: a, "gelu": lambda: F.gelu(a), "silu": lambda: F.silu(a), "swiglu": lambda: F.silu(a) * b}
+    return kinds[ACTIVATIONS[activation]]()
 
 
 @torch.library.custom_op("ultramem::sparse_gate", mutates_args=())
@@ -134,10 +146,15 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
 def _backward(ctx, grad):  # type: ignore[no-untyped-def]
     table, addresses, x, scales = ctx.saved_tensors
     rows = addresses % table.shape[0]
+    dense = encoding.reads_most(table, rows)
     with torch.enable_grad():
-        values = encoding.gather(table, rows, scales).detach().requires_grad_()
-        x_leaf = x.detach().float().requires_grad_()
-        out = _gate(values, x_leaf, ctx.activation)
+        values = encoding.whole(table, scales) if dense else encoding.gather(table, rows, scales)
+        values, x_leaf = values.detach().requires_grad_(), x.detach().float().requires_grad_()
+        if dense:
+            out = _gate_of_all(values, x_leaf, ctx.activation).gather(1, rows)
+            rows = torch.arange(table.shape[0], device=table.device)
+        else:
+            out = _gate(values, x_leaf, ctx.activation)
         grad_values, grad_x = torch.autograd.grad(out, (values, x_leaf), grad.float())
     grad_table, grad_scales = encoding.gradients(table, rows, scales, grad_values)
     return grad_table, None, grad_x.to(x.dtype), None, grad_scales

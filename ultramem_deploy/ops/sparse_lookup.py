@@ -81,6 +81,8 @@ def reference(
     encoding.check_scales("SparseLookup", table, scales)
     _check_addresses(addresses, blocks * table.shape[0])
     width = encoding.table_width(table)
+    if encoding.reads_most(table, addresses):
+        return _sum_of_all(encoding.whole(table, scales), addresses, scores, blocks).to(scores.dtype)
     # Gathered rows and the same rows weighted, in float32.
     step = max(1, CHUNK_BYTES // max(1, 2 * 4 * addresses.shape[1] * width))
     spans = [slice(t, t + step) for t in range(0, len(addresses), step)]
@@ -113,6 +115,17 @@ def _sum(
     return sums.reshape(tokens, blocks * width).to(scores.dtype)
 
 
+def _sum_of_all(values: torch.Tensor, addresses: torch.Tensor, scores: torch.Tensor, blocks: int) -> torch.Tensor:
+    """As `_sum`, of a whole table [N, D] float32: scores spread over all rows, then one product a core."""
+    tokens, _, cores = scores.shape
+    total, width = values.shape
+    at = addresses[..., None].expand_as(scores)
+    weights = scores.new_zeros((tokens, blocks * total, cores), dtype=torch.float32).scatter_add(1, at, scores.float())
+    per_core = weights.reshape(tokens * blocks, total, cores).permute(2, 0, 1)
+    sums = per_core @ values.reshape(total, cores, width // cores).transpose(0, 1)
+    return sums.transpose(0, 1).reshape(tokens, blocks * width)
+
+
 @torch.library.custom_op("ultramem::sparse_lookup", mutates_args=())
 def sparse_lookup(
     table: torch.Tensor,
@@ -137,6 +150,8 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 def _backward(ctx, grad):  # type: ignore[no-untyped-def]
     table, addresses, scores, scales = ctx.saved_tensors
+    if encoding.reads_most(table, addresses):
+        return _backward_of_all(ctx, grad)  # type: ignore[no-untyped-call]
     tokens, taken, cores = scores.shape
     total, width = table.shape[0], encoding.table_width(table)
     rows = addresses % total
@@ -147,6 +162,18 @@ def _backward(ctx, grad):  # type: ignore[no-untyped-def]
     grad_scores = (grad_rows * values).sum(-1)
     weighted = (grad_rows * scores.float()[..., None]).reshape(tokens, taken, width)
     grad_table, grad_scales = encoding.gradients(table, rows, scales, weighted)
+    return grad_table, None, grad_scores.to(scores.dtype), None, grad_scales
+
+
+def _backward_of_all(ctx, grad):  # type: ignore[no-untyped-def]
+    table, addresses, scores, scales = ctx.saved_tensors
+    with torch.enable_grad():
+        values = encoding.whole(table, scales).detach().requires_grad_()
+        leaf = scores.detach().float().requires_grad_()
+        out = _sum_of_all(values, addresses, leaf, ctx.blocks)
+        grad_values, grad_scores = torch.autograd.grad(out, (values, leaf), grad.float())
+    rows = torch.arange(table.shape[0], device=table.device)
+    grad_table, grad_scales = encoding.gradients(table, rows, scales, grad_values)
     return grad_table, None, grad_scores.to(scores.dtype), None, grad_scales
 
 

@@ -43,7 +43,7 @@ class ItemBytes:
             values=one or itemsize(dtypes[f"{name}.values"]),
             pre_values=(one or itemsize(dtypes[f"{name}.pre_values"])) if table.pre_value_width else 0,
             output=0 if layer.expanded else itemsize(dtypes[f"{own}.output.weight"]),
-            keys=4 if layer.key_norm else itemsize(dtypes[f"{own}.row_keys"]),
+            keys=4 if layer.key_norm else itemsize(dtypes[f"{own}.col_keys"]),
             shuffle=itemsize(dtypes[f"{own}.shuffle"]) if layer.shuffle else 0,
             scales=SCALE_BYTES * scales if quantised else 0,
         )
@@ -51,8 +51,8 @@ class ItemBytes:
 
 def key_numbers(layer: MemoryLayerSpec) -> int:
     """Numbers in both sides' keys: H*R*(n_row + n_col)*kdim."""
-    rank = layer.rank if layer.scoring == "tucker" else 1
-    return layer.heads * rank * (layer.row_keys + layer.col_keys) * layer.key_width
+    keys = layer.col_keys + (0 if layer.scoring == "signed" else layer.row_keys)
+    return layer.heads * layer.key_rank * keys * layer.key_width
 
 
 def projection_numbers(layer: MemoryLayerSpec, spec: ModelSpec) -> int:
@@ -68,10 +68,10 @@ def token_bytes(layer: MemoryLayerSpec, spec: ModelSpec, items: ItemBytes, batch
     no fold changes (query, gates, cores) is left out.
     """
     table = spec.tables[layer.table]
-    rows = row_bytes(table, items)
-    shuffle = items.shuffle if layer.shuffle else 0
+    rows = layer.taken * row_bytes(table, items) - (layer.taken - layer.summed) * table.value_width * items.values
+    shuffle = layer.taken * items.shuffle if layer.shuffle else 0
     once = projection_numbers(layer, spec) * items.output + key_numbers(layer) * items.keys
-    return layer.taken * (rows + shuffle) + once / batch
+    return rows + shuffle + once / batch
 
 
 def table_bytes(layer: MemoryLayerSpec, spec: ModelSpec, items: ItemBytes) -> int:

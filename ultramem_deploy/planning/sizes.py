@@ -20,7 +20,7 @@ def gathered_bytes(layer: MemoryLayerSpec, spec: ModelSpec) -> int:
 def scored_bytes(layer: MemoryLayerSpec) -> int:
     """Bytes a token of float32 scores in stages 1 and 2: H*((2R + 1)*(n_row + n_col) + (M + 1)*m^2)."""
     # A body multiplies the key scores by u and v into a second array before it sums over the rank.
-    rank = layer.rank if layer.scoring == "tucker" else 2
+    rank = 2 if layer.scoring == "additive" else layer.rank
     grid = (layer.cores + 1) * min(layer.top_m, layer.row_keys) * min(layer.top_m, layer.col_keys)
     return 4 * layer.heads * ((2 * rank + 1) * (layer.row_keys + layer.col_keys) + grid)
 
@@ -53,5 +53,11 @@ def parameter_counts(spec: ModelSpec) -> dict[str, int]:
     total = active + table
     if not spec.decoder.tie_embeddings:
         active -= spec.decoder.vocab_size * spec.decoder.hidden_size
-    rows = sum(s.taken * (spec.tables[s.table].value_width + spec.tables[s.table].pre_value_width) for s in spec.memory)
-    return {"parameters_total": total, "parameters_table": table, "parameters_active": active + rows}
+    active += sum(read_numbers(layer, spec) for layer in spec.memory)
+    return {"parameters_total": total, "parameters_table": table, "parameters_active": active}
+
+
+def read_numbers(layer: MemoryLayerSpec, spec: ModelSpec) -> int:
+    """Numbers of table rows that a token reads: pre-values of all that is taken, values of what is summed."""
+    table = spec.tables[layer.table]
+    return layer.taken * table.pre_value_width + layer.summed * table.value_width

@@ -5,6 +5,7 @@ plugins/runtime/manifest.cpp reads the same file: a change here that an older re
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -47,6 +48,11 @@ def require_inside(manifest: Path, name: Any) -> None:
     pure = PurePosixPath(name) if isinstance(name, str) else PurePosixPath("/")
     if pure.is_absolute() or ".." in pure.parts or not pure.name:
         raise InputError(f"{manifest}: {name!r} leaves the bundle; expected a relative path inside it")
+
+
+def this_platform() -> str:
+    """The kind of machine that a plugin library is for, such as linux-x86_64."""
+    return f"{platform.system()}-{platform.machine()}".lower()
 
 
 def check_version(what: str, found: str, required: str, fix: str) -> None:

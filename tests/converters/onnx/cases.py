@@ -86,6 +86,10 @@ MEMORIES = {
     "v2_empty_slot": _memory(b.V2, slots=4, row_keys=4, col_keys=4, empty_slot=9),
     "v1_no_ffn": replace(b.V1, decoder=b.decoder(ffn_widths=(0, 0))),
     "expanded_token_gate": _memory(b.EXPANDED, token_gate=True),
+    "signed": b.SIGNED,
+    "signed_some_kept": _memory(b.SIGNED, kept_values=5),
+    "v2_some_kept": _memory(b.V2, kept_values=3, cores=1),
+    "signed_no_ffn": replace(b.SIGNED, decoder=b.decoder(ffn_widths=(0, 20))),
     "expanded": b.EXPANDED,
     "expanded_gated": replace(_memory(b.EXPANDED, gate_activation="silu"), tables={"t": TableSpec(144, 64, 8)}),
 }

@@ -1,0 +1,116 @@
+"""`upcycle --method neurons` as a stage: calibrate, plan, write, measure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ultramem_deploy.checkpoint import Checkpoint, Stage, TensorTask, source_record
+from ultramem_deploy.checkpoint.budget import chunks_in_flight
+from ultramem_deploy.checkpoint.carry import carry
+from ultramem_deploy.checkpoint.companions import companion_files
+from ultramem_deploy.layout import tensor_layout
+from ultramem_deploy.model import UltraMemModel, load
+from ultramem_deploy.planning import parameter_counts
+from ultramem_deploy.runtime.tokenizer import Tokenizer
+from ultramem_deploy.spec import ModelSpec
+from ultramem_deploy.text import load_corpus
+
+from .calibration import calibrate, shuffled_windows
+from .neuron_options import NeuronOptions, check_neuron_options
+from .neurons import neuron_spec, neuron_tasks, plan_blocks
+from .receipt import costs, measure
+
+Progress = Callable[[int, int, str], None]
+
+
+def upcycle_neurons(
+    src: Path,
+    out: Path,
+    *,
+    text: Path | None = None,
+    options: NeuronOptions | None = None,
+    overwrite: bool = False,
+    copy: bool = False,
+    jobs: int | None = None,
+    memory_budget: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write `out`: the FFNs of the dense checkpoint `src` as memory layers fitted on `text`. Returns the receipt.
+
+    `text` None is the Python language reference; a tenth of its documents is held out for the receipt. Raises
+    InputError for a model or options that cannot work, or a text that is too short.
+    """
+    options = options or NeuronOptions()
+    spec = ModelSpec.load(src)
+    check_neuron_options(spec, options)
+    source, corpus, tokenizer = Checkpoint.open(src), load_corpus(text), Tokenizer(src)
+    digest = hashlib.sha256("\f".join((*corpus.train, *corpus.held_out)).encode()).hexdigest()
+    stage_options = {"method": "neurons", **asdict(options), "text": corpus.name, "text_sha256": digest}
+    stage = Stage(
+        out, "upcycle", source_record(src), stage_options,
+        overwrite=overwrite, copy=copy, jobs=jobs, memory_budget=memory_budget, progress=progress,
+    )  # fmt: skip
+    with stage:
+        if stage.up_to_date:
+            return stage.receipt | {"up_to_date": True}
+        longest = spec.decoder.max_positions
+        windows = shuffled_windows(tokenizer, corpus.train, options.calibration_tokens, longest)
+        held_out = shuffled_windows(tokenizer, corpus.held_out, options.held_out_tokens, longest)
+        dtype = source.info("model.layers.0.mlp.up_proj.weight").dtype
+        dense = load(src, dtype="float32")
+        statistics = calibrate(dense, windows, progress)
+        plans = plan_blocks(dense, statistics, options, exact_scales=dtype != "float32")
+        new_spec, groups = neuron_spec(spec, plans), neuron_tasks(source, plans)
+        chunks_in_flight([task for tasks in groups.values() for task in tasks], 1, memory_budget)
+        made = _write(stage, source, new_spec, groups)
+        stage.write_json("config.json", new_spec.to_config())
+        for file in companion_files(src):
+            stage.link_file(file)
+        upcycled = _assembled(new_spec, made, source)
+        stage.receipt = {
+            "method": "neurons",
+            "text": corpus.name,
+            "calibration_tokens": windows.size,
+            "held_out_tokens": held_out.size,
+            "memory_layers": [f"{s.read_block}:{s.write_block}" for s in new_spec.memory],
+            **costs(plans, spec.decoder.intermediate_size, spec.decoder.hidden_size, dtype),
+            **parameter_counts(new_spec),
+            **measure(dense, upcycled, plans, statistics, held_out, progress),
+        }
+    return stage.receipt | {"up_to_date": False} | stage.notes
+
+
+def _write(
+    stage: Stage, source: Checkpoint, spec: ModelSpec, groups: dict[str, list[TensorTask]]
+) -> dict[str, TensorTask]:
+    """Write the new tensors and carry the others over; returns the new ones by name."""
+    new = {task.name: task for tasks in groups.values() for task in tasks}
+    stage.require_room(groups, "free some disk", source.files)
+    carry(stage, source, [name for name in tensor_layout(spec) if name not in new], "decoder")
+    for group, tasks in groups.items():
+        if tasks:
+            stage.write_tensors(group, tasks)
+    return new
+
+
+def _assembled(spec: ModelSpec, new: dict[str, TensorTask], source: Checkpoint) -> UltraMemModel:
+    """The model that was written, in float32."""
+    with torch.device("meta"):
+        model = UltraMemModel(spec)
+    state = {}
+    for name in tensor_layout(spec):
+        task = new.get(name)
+        tensor = source.torch(name) if task is None else torch.from_numpy(_floats(task))
+        state[name] = tensor.float()
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def _floats(task: TensorTask) -> Any:
+    return task.rows(0, task.shape[0]).astype("float32")
