@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,39 @@ def test_a_benchmark_that_fails_is_an_error(tmp_path: Path) -> None:
 def test_every_benchmark_exists() -> None:
     for name in gpu.BENCHMARKS:
         assert (gpu.built.CHECKOUT / "benchmarks" / f"{name}.py").is_file()
+
+
+def test_what_counts_as_failed() -> None:
+    good = {"tests": {"failed": []}, "harness_passed": None, "sanitized": None, "benchmarks": {"a": {"figures": []}}}
+    assert not gpu.failed(good)
+    assert not gpu.failed(good | {"harness_passed": True, "sanitized": {"memcheck": True}})
+    for bad in (
+        {"tests": {"failed": ["b"]}},
+        {"harness_passed": False},
+        {"sanitized": {"memcheck": True, "racecheck": False}},
+        {"benchmarks": {"a": {"error": "it failed"}}},
+    ):
+        assert gpu.failed(good | bad)
+
+
+def test_without_compute_sanitizer_nothing_is_claimed() -> None:
+    assert gpu.sanitized(None) is None
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_results_bear_the_devices_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: bool) -> None:
+    """With a GPU played by the test: every part's answer is in the file, and a failure is in the exit status too."""
+    tests = {"passed": 3, "skipped": 0, "failed": ["b"] if failing else []}
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(gpu.built, "cuda_library", lambda: tmp_path / "cuda.so")
+    monkeypatch.setattr(gpu, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(gpu, "device", lambda: {"name": "NVIDIA H100 80GB (HBM3)"})
+    monkeypatch.setattr(gpu, "run_tests", lambda: tests)
+    monkeypatch.setattr(gpu, "harness_passed", lambda: True)
+    monkeypatch.setattr(gpu, "sanitized", lambda _: None)
+    monkeypatch.setattr(gpu, "run_benchmark", lambda name, _: {"figures": [name]})
+    result = CliRunner().invoke(gpu.main, [])
+    assert result.exit_code == int(failing), result.output
+    found = json.loads((tmp_path / "results" / "gpu-NVIDIA-H100-80GB-HBM3-.json").read_text())
+    assert found["tests"] == tests and found["harness_passed"] is True
+    assert found["benchmarks"] == {name: {"figures": [name]} for name in gpu.BENCHMARKS}

@@ -1,13 +1,15 @@
 """Every check and benchmark that needs a GPU: `python -m tools.gpu`, which is `make gpu`.
 
-Writes benchmarks/results/gpu-DEVICE.json: the machine, what the tests said, every benchmark's figures. Where there is
-no GPU it says so in one line and ends well.
+Writes benchmarks/results/gpu-DEVICE.json: the machine, what the tests, the plugins' harness and compute-sanitizer said,
+every benchmark's figures. Where there is no GPU it says so in one line and ends well.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,7 @@ import torch
 from benchmarks.common import machine
 
 from .check_tensorrt import built
+from .check_tensorrt.__main__ import run_harness
 
 RESULTS = built.CHECKOUT / "benchmarks" / "results"
 TESTS = "tests/gpu"
@@ -45,7 +48,8 @@ def run_tests(tests: str = TESTS) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "junit.xml"
         command = [sys.executable, "-m", "pytest", tests, f"--junitxml={report}"]
-        subprocess.run(command, cwd=built.CHECKOUT, stdout=sys.stderr, check=False)
+        environment = {**os.environ, "TRITON_INTERPRET": "0"}
+        subprocess.run(command, cwd=built.CHECKOUT, stdout=sys.stderr, env=environment, check=False)
         return read_report(report)
 
 
@@ -57,6 +61,24 @@ def read_report(report: Path) -> dict[str, Any]:
     failed = [case.get("name") for case in found if case.find("failure") is not None or case.find("error") is not None]
     skipped = sum(case.find("skipped") is not None for case in found)
     return {"passed": len(found) - len(failed) - skipped, "skipped": skipped, "failed": failed}
+
+
+def harness_passed() -> bool | None:
+    """Whether the TensorRT plugins passed their harness on the device; None where they are not built."""
+    harness, library = built.harness(), built.library()
+    return None if harness is None or library is None else run_harness(harness, library, "device")
+
+
+def sanitized(tool: str | None) -> dict[str, bool] | None:
+    """Whether the harness on the device is clean under compute-sanitizer's tools; None where `tool` is missing."""
+    harness, library = built.harness(), built.library()
+    if tool is None or harness is None or library is None:
+        return None
+    command = [tool, "--error-exitcode", "9"]
+    return {
+        check: subprocess.run([*command, "--tool", check, harness, library, "device"], check=False).returncode == 0
+        for check in ("memcheck", "racecheck", "synccheck")
+    }
 
 
 def run_benchmark(name: str, library: Path) -> dict[str, Any]:
@@ -80,13 +102,22 @@ def main() -> None:
     if library is None:
         sys.exit(built.NOT_BUILT)
     found: dict[str, Any] = {"device": device(), "machine": machine(), "tests": run_tests()}
+    found["harness_passed"] = harness_passed()
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"])
+    found["sanitized"] = sanitized(shutil.which("compute-sanitizer", path=path))
     found["benchmarks"] = {name: run_benchmark(name, library) for name in BENCHMARKS}
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"gpu-{re.sub(r'[^A-Za-z0-9]+', '-', found['device']['name'])}.json"
-    path.write_text(json.dumps(found, indent=2) + "\n")
-    click.echo(f"wrote {path.relative_to(built.CHECKOUT)}")
-    errors = [name for name, result in found["benchmarks"].items() if "error" in result]
-    sys.exit(1 if found["tests"]["failed"] or errors else 0)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    results = RESULTS / f"gpu-{re.sub(r'[^A-Za-z0-9]+', '-', found['device']['name'])}.json"
+    results.write_text(json.dumps(found, indent=2) + "\n")
+    click.echo(f"wrote {results}")
+    sys.exit(1 if failed(found) else 0)
+
+
+def failed(found: dict[str, Any]) -> bool:
+    """Whether anything that ran did not end well."""
+    checks = [found["harness_passed"], *(found["sanitized"] or {}).values()]
+    errors = ["error" in result for result in found["benchmarks"].values()]
+    return bool(found["tests"]["failed"]) or False in checks or any(errors)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ def order_checkpoint(
     copy: bool = False,
     jobs: int | None = None,
     memory_budget: int | None = DEFAULT_BUDGET,
+    executor: str = "local",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write `out`: the tables of `src` sorted by the accesses in `profile`, or counted now on `text`.
@@ -75,6 +76,7 @@ def order_checkpoint(
         copy=copy,
         jobs=jobs,
         memory_budget=memory_budget,
+        executor=executor,
         held_bytes=job.held_bytes,
         progress=progress,
     ) as stage:

@@ -39,6 +39,7 @@ def import_checkpoint(
     copy: bool = False,
     jobs: int | None = None,
     memory_budget: int | None = DEFAULT_BUDGET,
+    executor: str = "local",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Convert the model at `src` (directory or .gguf file) to a canonical checkpoint directory `out`.
@@ -75,6 +76,7 @@ def import_checkpoint(
         copy=copy,
         jobs=jobs,
         memory_budget=memory_budget,
+        executor=executor,
         progress=progress,
     ) as stage:
         if not stage.up_to_date:

@@ -11,6 +11,7 @@ import onnx
 
 from ...checkpoint import Checkpoint, Stage, TensorInfo, TensorTask, read_header, read_provenance, source_record
 from ...checkpoint.budget import chunks_in_flight
+from ...checkpoint.chunks import Threads
 from ...checkpoint.companions import companion_files
 from ...checkpoint.files import require_space, write_atomic
 from ...checkpoint.shard_file import write_shard
@@ -96,7 +97,7 @@ def _write_derived(stage: Stage, derived: list[TensorTask], in_flight: int) -> d
         return {}
     path = stage.workdir / EXPORT_FILE
     require_space(stage.workdir, sum(task.nbytes for task in derived), EXPORT_FILE)
-    write_shard(path, derived, jobs=1, in_flight=in_flight)
+    write_shard(path, derived, Threads(1, in_flight))
     return dict(read_header(path)[0])
 
 

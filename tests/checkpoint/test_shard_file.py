@@ -22,6 +22,7 @@ import ultramem_deploy.checkpoint.journal as journal
 import ultramem_deploy.checkpoint.shard_file as shard_file
 import ultramem_deploy.checkpoint.writer as writer
 from ultramem_deploy.checkpoint import Checkpoint, TensorTask
+from ultramem_deploy.checkpoint.chunks import Threads
 from ultramem_deploy.checkpoint.shard_file import write_shard
 from ultramem_deploy.errors import InputError
 
@@ -48,7 +49,7 @@ def test_the_library_reads_what_we_write(tmp_path: Path) -> None:
         "né": np.ones(1, np.float32),
     }
     file = tmp_path / "x.safetensors"
-    digest, _ = write_shard(file, [TensorTask.of(name, array) for name, array in arrays.items()], jobs=2)
+    digest, _ = write_shard(file, [TensorTask.of(name, array) for name, array in arrays.items()], Threads(2))
     assert digest == hashlib.sha256(file.read_bytes()).hexdigest()
     found = load_file(file)
     assert found.keys() == arrays.keys()
@@ -63,7 +64,7 @@ def test_the_library_reads_what_we_write(tmp_path: Path) -> None:
 def test_torch_reads_bfloat16(tmp_path: Path) -> None:
     safetensors_torch = pytest.importorskip("safetensors.torch")
     values = np.linspace(-3, 3, 1000, dtype=np.float32).astype(ml_dtypes.bfloat16)
-    write_shard(tmp_path / "x.safetensors", [TensorTask.of("a", values)], jobs=1)
+    write_shard(tmp_path / "x.safetensors", [TensorTask.of("a", values)], Threads(1))
     tensor = safetensors_torch.load_file(tmp_path / "x.safetensors")["a"]
     np.testing.assert_array_equal(tensor.float().numpy(), values.astype(np.float32))
 
@@ -73,7 +74,7 @@ def test_jobs_never_change_a_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     digests = set()
     for jobs in (1, 2, 7):
         tasks = [counting("a", 1000, 13), counting("b", 17, 1000)]
-        digests.add(write_shard(tmp_path / f"{jobs}.safetensors", tasks if jobs != 2 else tasks[::-1], jobs))
+        digests.add(write_shard(tmp_path / f"{jobs}.safetensors", tasks if jobs != 2 else tasks[::-1], Threads(jobs)))
     assert len(digests) == 1
 
 
@@ -94,7 +95,7 @@ def test_the_window_bounds_what_is_held(tmp_path: Path, monkeypatch: pytest.Monk
         with lock:
             ahead -= count == 400
 
-    write_shard(tmp_path / "x.safetensors", [TensorTask("a", "float32", (100, 100), compute)], 3, on_bytes)
+    write_shard(tmp_path / "x.safetensors", [TensorTask("a", "float32", (100, 100), compute)], Threads(3), on_bytes)
     assert worst <= 4
 
 
@@ -105,7 +106,7 @@ def test_copy_renames_and_casts(source: Path, tmp_path: Path) -> None:
         TensorTask.copy(checkpoint, "ids"),
         TensorTask.copy(checkpoint, "scale", dtype="float64"),
     ]
-    write_shard(tmp_path / "x.safetensors", tasks, 2)
+    write_shard(tmp_path / "x.safetensors", tasks, Threads(2))
     found = Checkpoint.open(tmp_path / "x.safetensors")
     np.testing.assert_array_equal(found.array("t.renamed"), checkpoint.array("table").astype(ml_dtypes.bfloat16))
     np.testing.assert_array_equal(found.array("ids"), np.arange(7))
@@ -120,7 +121,7 @@ def test_rows_of_another_shape_or_dtype_are_a_bug(tmp_path: Path) -> None:
     for wrong in (np.zeros((2, 3), np.float64), np.zeros((2, 2), np.float32)):
         task = TensorTask("a", "float32", (2, 3), lambda start, stop, wrong=wrong: wrong)  # type: ignore[misc]
         with pytest.raises(TypeError, match="tensor 'a'"):
-            write_shard(tmp_path / "x.safetensors", [task], 1)
+            write_shard(tmp_path / "x.safetensors", [task], Threads(1))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -132,7 +133,7 @@ def test_a_full_disk_gives_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(
         InputError, match=r"x.safetensors: cannot be written: No space left.*\d+ bytes needed, \d+ bytes free"
     ):
-        write_shard(tmp_path / "x.safetensors", [counting("a", 2, 2)], 1)
+        write_shard(tmp_path / "x.safetensors", [counting("a", 2, 2)], Threads(1))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -142,11 +143,12 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from ultramem_deploy.checkpoint import TensorTask
+from ultramem_deploy.checkpoint.chunks import Threads
 from ultramem_deploy.checkpoint.shard_file import write_shard
 from ultramem_deploy.errors import InputError
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
-    write_shard(Path(sys.argv[1]), [TensorTask.of("a", np.zeros(1_000_000, np.uint8))], 2)
+    write_shard(Path(sys.argv[1]), [TensorTask.of("a", np.zeros(1_000_000, np.uint8))], Threads(2))
 except InputError as error:
     print(error)
 """
@@ -171,10 +173,11 @@ import sys
 from pathlib import Path
 import numpy as np
 from ultramem_deploy.checkpoint import TensorTask
+from ultramem_deploy.checkpoint.chunks import Threads
 from ultramem_deploy.checkpoint.shard_file import write_shard
 rows = lambda start, stop: np.full((stop - start, 1000), start, np.float32)
 before = peak()
-write_shard(Path(sys.argv[1]), [TensorTask("a", "float32", (150_000, 1000), rows)], 2)
+write_shard(Path(sys.argv[1]), [TensorTask("a", "float32", (150_000, 1000), rows)], Threads(2))
 print(peak() - before)
 """
     file = tmp_path / "x.safetensors"
@@ -192,14 +195,15 @@ import sys
 from pathlib import Path
 from ultramem_deploy.checkpoint import Checkpoint
 from ultramem_deploy.checkpoint import TensorTask
+from ultramem_deploy.checkpoint.chunks import Threads
 from ultramem_deploy.checkpoint.shard_file import write_shard
 checkpoint = Checkpoint.open(sys.argv[1])
 before = peak()
-write_shard(Path(sys.argv[2]), [TensorTask.copy(checkpoint, "a", dtype="float16")], 2)
+write_shard(Path(sys.argv[2]), [TensorTask.copy(checkpoint, "a", dtype="float16")], Threads(2))
 print(peak() - before)
 """
     tensor = TensorTask("a", "float32", (50_000, 1000), lambda start, stop: np.ones((stop - start, 1000), np.float32))
-    write_shard(tmp_path / "in.safetensors", [tensor], 2)
+    write_shard(tmp_path / "in.safetensors", [tensor], Threads(2))
     out, err = spawn(PEAK + script, tmp_path / "in.safetensors", tmp_path / "out.safetensors").communicate(timeout=60)
     for name in ("in", "out"):
         (tmp_path / f"{name}.safetensors").unlink()
@@ -234,10 +238,10 @@ def stopping(name: str, rows: int, columns: int, at: int) -> TensorTask:
 def interrupted(folder: Path, at: int) -> tuple[list[TensorTask], Path, str]:
     """The tasks of a file, where a first run left off at row `at` of the second tensor, and the whole file's hash."""
     tasks = [counting("a", 17, 1001), counting("b", 1000, 13)]
-    whole, _ = write_shard(folder / "whole.safetensors", tasks, 2)
+    whole, _ = write_shard(folder / "whole.safetensors", tasks, Threads(2))
     file = folder / "x.safetensors"
     with pytest.raises(Stopped):
-        write_shard(file, [tasks[0], stopping("b", 1000, 13, at)], 2)
+        write_shard(file, [tasks[0], stopping("b", 1000, 13, at)], Threads(2))
     assert not file.exists()
     return tasks, file, whole
 
@@ -259,7 +263,7 @@ def test_an_interrupted_file_is_continued(tmp_path: Path, at: int) -> None:
         reported += count
 
     second = TensorTask("b", "float32", (1000, 13), watched)
-    digest, continued = write_shard(file, [tasks[0], second], 1, on_bytes)
+    digest, continued = write_shard(file, [tasks[0], second], Threads(1), on_bytes)
     assert digest == whole == hashlib.sha256(file.read_bytes()).hexdigest()
     assert continued > 0 and continued % 4096 == 0
     assert reported == file.stat().st_size
@@ -293,8 +297,8 @@ def test_only_what_is_verified_is_continued(tmp_path: Path, damage: str) -> None
         part.unlink()
     else:
         tasks.append(counting("c", 3, 3))
-        whole, _ = write_shard(tmp_path / "other.safetensors", tasks, 2)
-    digest, continued = write_shard(file, tasks, 2)
+        whole, _ = write_shard(tmp_path / "other.safetensors", tasks, Threads(2))
+    digest, continued = write_shard(file, tasks, Threads(2))
     assert digest == whole == hashlib.sha256(file.read_bytes()).hexdigest()
     expected = {"a byte": noted[4], "the tail": noted[6], "the journal's tail": noted[-2]}
     assert continued == expected.get(damage, 0)
@@ -305,15 +309,15 @@ def test_a_continued_run_may_be_interrupted_too(tmp_path: Path) -> None:
     tasks, file, whole = interrupted(tmp_path, 300)
     for at in (500, 700, 990):
         with pytest.raises(Stopped):
-            write_shard(file, [tasks[0], stopping("b", 1000, 13, at)], 2)
+            write_shard(file, [tasks[0], stopping("b", 1000, 13, at)], Threads(2))
         shutil.copy(file.with_name(f"{file.name}.journal"), tmp_path / f"{at}")
     assert len({(tmp_path / f"{at}").read_text() for at in (500, 700, 990)}) == 3
-    assert write_shard(file, tasks, 2)[0] == whole
+    assert write_shard(file, tasks, Threads(2))[0] == whole
 
 
 @pytest.mark.usefixtures("small_steps")
 def test_a_filesystem_without_direct_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, _ = write_shard(tmp_path / "direct.safetensors", [counting("a", 1000, 13)], 2)
+    whole, _ = write_shard(tmp_path / "direct.safetensors", [counting("a", 1000, 13)], Threads(2))
     real_open, real_write = os.open, os.write
 
     def refusing(path: Any, flags: int, mode: int = 0o777) -> int:
@@ -328,7 +332,7 @@ def test_a_filesystem_without_direct_writing(tmp_path: Path, monkeypatch: pytest
 
     with monkeypatch.context() as patch:
         patch.setattr(appending.os, "open", refusing)
-        assert write_shard(tmp_path / "refused.safetensors", [counting("a", 1000, 13)], 2)[0] == whole
+        assert write_shard(tmp_path / "refused.safetensors", [counting("a", 1000, 13)], Threads(2))[0] == whole
     with monkeypatch.context() as patch:
         patch.setattr(appending.os, "write", picky)
-        assert write_shard(tmp_path / "sectors.safetensors", [counting("a", 1000, 13)], 2)[0] == whole
+        assert write_shard(tmp_path / "sectors.safetensors", [counting("a", 1000, 13)], Threads(2))[0] == whole

@@ -24,6 +24,11 @@ def ort_cuda_library(build: Path = BUILD) -> Path | None:
     return _file(build / "plugins" / "onnxruntime" / "libultramem_ort_cuda.so")
 
 
+def plugins_on_host(build: Path = BUILD) -> Path | None:
+    """The plugins over kernels compiled for the host, or None."""
+    return _file(build / "plugins" / "tensorrt" / "libtensorrt_plugins_on_host.so")
+
+
 def harness(build: Path = BUILD) -> Path | None:
     """The program that drives the plugins without TensorRT, or None."""
     return _file(build / "plugins" / "tensorrt" / "ultramem_tensorrt_harness")

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ultramem_deploy.checkpoint.header import itemsize, shown
-from ultramem_deploy.checkpoint.writer import TensorTask, chunk_grid
+from ultramem_deploy.checkpoint.header import shown
+from ultramem_deploy.checkpoint.writer import TensorTask
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.units import size
 
 
 def chunk_bytes(task: TensorTask) -> int:
     """Bytes that one chunk of `task` takes while it is computed: its largest result and the work beside it."""
-    grid = chunk_grid(task.shape, itemsize(task.dtype))
-    if not grid:
-        return 0
-    start, stop = grid[0]
-    rows = task.shape[0] if task.shape else 1
-    return (stop - start) * (task.nbytes // rows) + task.scratch
+    return task.chunk_nbytes + task.scratch if task.chunk_nbytes else 0
 
 
 def chunks_in_flight(tasks: Sequence[TensorTask], jobs: int, budget: int | None, held: int = 0) -> int:
@@ -36,6 +31,17 @@ def chunks_in_flight(tasks: Sequence[TensorTask], jobs: int, budget: int | None,
             f" {size(budget)}: {size(needed - budget)} short; give --memory-budget {_whole_mebibytes(needed)} or more"
         )
     return min(jobs + 1, (budget - held) // chunk_bytes(largest))
+
+
+def processes_within(tasks: Sequence[TensorTask], jobs: int, budget: int | None, held: int = 0) -> int:
+    """Processes that may compute at a time, each one chunk and `held` bytes, beside one result more than there are.
+
+    At most `jobs`, at least 1; InputError as for `chunks_in_flight`.
+    """
+    chunks_in_flight(tasks, 1, budget, held)
+    result = max((task.chunk_nbytes for task in tasks), default=0)
+    each = 2 * result + max((task.scratch for task in tasks), default=0) + held
+    return jobs if budget is None or each == 0 else max(1, min(jobs, (budget - result) // each))
 
 
 def _whole_mebibytes(count: int) -> str:

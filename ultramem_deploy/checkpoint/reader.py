@@ -38,6 +38,10 @@ class Checkpoint:
         self._maps: dict[Path, mmap.mmap] = {}
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the files itself."""
+        return Checkpoint, (self.path, dict(self.tensors), dict(self.metadata))
+
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Checkpoint:
         """Open a directory (index and shards, or one file) or one .safetensors file, reading headers alone.

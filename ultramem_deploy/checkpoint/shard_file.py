@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ultramem_deploy.checkpoint.appending import DIRECT_BYTES, HashedFile
-from ultramem_deploy.checkpoint.chunks import by_threads, file_chunks
+from ultramem_deploy.checkpoint.chunks import Crew, file_chunks
 from ultramem_deploy.checkpoint.files import fsync_directory, write_failed
 from ultramem_deploy.checkpoint.journal import Journal
 from ultramem_deploy.checkpoint.writer import TensorTask, data_order, header_bytes
@@ -17,15 +17,14 @@ from ultramem_deploy.checkpoint.writer import TensorTask, data_order, header_byt
 def write_shard(
     path: Path,
     tasks: Sequence[TensorTask],
-    jobs: int,
+    crew: Crew,
     on_bytes: Callable[[int], None] | None = None,
-    in_flight: int | None = None,
 ) -> tuple[str, int]:
     """Write `tasks` to the safetensors file `path`; its SHA-256 as hex, and the bytes that an earlier run had written.
 
-    Chunks are computed by `jobs` threads, at most `in_flight` (None: jobs + 1) held at a time, and written in one fixed
-    order, so the bytes depend on neither. The file appears under its name only when it is whole and synced; beside it
-    grow its part and the journal from which a killed run is continued. `on_bytes` gets the size of each piece.
+    Chunks are computed by `crew` and written in one fixed order, so the bytes do not depend on who computes. The file
+    appears under its name only when it is whole and synced; beside it grow its part and the journal from which a killed
+    run is continued. `on_bytes` gets the size of each piece.
     InputError when the disk is full or the file cannot be written.
     """
     ordered = data_order(tasks)
@@ -37,7 +36,7 @@ def write_shard(
             done, digest = journal.verified(header, report)
             file = HashedFile(journal.part, done, digest, size >= DIRECT_BYTES)
         with contextlib.closing(file):
-            for piece in _pieces(header, ordered, done, jobs, in_flight or jobs + 1):
+            for piece in _pieces(header, ordered, done, crew):
                 with _writing(path, size):
                     file.write(piece)
                     if journal.is_due(file.end):
@@ -57,12 +56,12 @@ def write_shard(
     return sha256, done
 
 
-def _pieces(header: bytes, ordered: Sequence[TensorTask], done: int, jobs: int, in_flight: int) -> Iterator[memoryview]:
+def _pieces(header: bytes, ordered: Sequence[TensorTask], done: int, crew: Crew) -> Iterator[memoryview]:
     """What follows the first `done` bytes of the file."""
     if done < len(header):
         yield memoryview(header)[done:]
     missing = [chunk for chunk in file_chunks(ordered, len(header)) if chunk.offset + chunk.nbytes > done]
-    with contextlib.closing(by_threads(missing, jobs, in_flight)) as pieces:
+    with contextlib.closing(crew.pieces(missing)) as pieces:
         if missing and done > missing[0].offset:
             yield next(pieces)[done - missing[0].offset :]
         yield from pieces

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
 
-from ultramem_deploy.checkpoint.budget import chunks_in_flight
 from ultramem_deploy.checkpoint.contents import Contents
 from ultramem_deploy.checkpoint.files import require_space, write_atomic
 from ultramem_deploy.checkpoint.header import TensorInfo, read_header
 from ultramem_deploy.checkpoint.index import INDEX_NAME
-from ultramem_deploy.checkpoint.journal import JOURNAL_SUFFIX, PART_SUFFIX, Journal
+from ultramem_deploy.checkpoint.journal import JOURNAL_SUFFIX, PART_SUFFIX
 from ultramem_deploy.checkpoint.linking import Linker
 from ultramem_deploy.checkpoint.occupied import check_sources, is_made
 from ultramem_deploy.checkpoint.partial import RESUME_PREFIX, STATE_NAMES, Partial
@@ -28,11 +27,10 @@ from ultramem_deploy.checkpoint.provenance import (
     read_provenance,
     tool_version,
 )
-from ultramem_deploy.checkpoint.shard_file import write_shard
-from ultramem_deploy.checkpoint.writer import Shard, TensorTask, plan_shards
+from ultramem_deploy.checkpoint.shard_set import Computing, Progress, ShardSet
+from ultramem_deploy.checkpoint.writer import TensorTask
 from ultramem_deploy.errors import InputError
 
-Progress = Callable[[int, int, str], None]
 _EDITED = {".json", ".txt", ".jinja", ".yaml", ".yml", ".md"}
 _RESERVED = (*STATE_NAMES, INDEX_NAME, PROVENANCE_NAME)
 _UNFINISHED = {".tmp", PART_SUFFIX, JOURNAL_SUFFIX}
@@ -42,8 +40,6 @@ class Stage:
     """Context manager that makes the directory `out`; see `__init__`. Inside it, write and link; the exit publishes.
 
     `up_to_date`: `out` was made already from the same source, options and tool version: leave the body at once.
-    `resumed`: names of the shards that an interrupted run had finished and this one reused.
-    `continued`: for a shard that it had not finished, the bytes of it that were reused.
     `restarted`: why the work of an interrupted run was thrown away, or None.
     `receipt`: what the stage proved; goes into provenance.json, and comes from it where `out` is up to date.
     """
@@ -60,14 +56,16 @@ class Stage:
         jobs: int | None = None,
         memory_budget: int | None = None,
         held_bytes: int = 0,
+        executor: str = "threads",
         max_shard_bytes: int = 4 << 30,
         progress: Progress | None = None,
     ) -> None:
         """Nothing is touched before the context is entered.
 
         `options` (JSON values) must hold all that changes the output. `copy` copies files instead of linking them;
-        `jobs` threads compute chunks, as many at a time as `memory_budget` bytes (None: jobs + 1) hold beside
-        `held_bytes` of the stage's own; nothing of that changes a byte. `progress(done, total, what)` counts bytes.
+        `jobs` threads or processes (`executor`: one of `executors.EXECUTORS`) compute chunks, as many at a time as
+        `memory_budget` bytes (None: jobs + 1) hold beside `held_bytes` of the stage's own; nothing of that changes a
+        byte. `progress(done, total, what)` counts bytes.
         """
         self.out = _normal(Path(out))
         self.name = name
@@ -75,20 +73,17 @@ class Stage:
         self.options: dict[str, Any] = plain(options)
         self.overwrite = overwrite
         self.copy = copy
-        self.jobs = jobs or min(8, len(os.sched_getaffinity(0)))
-        self.memory_budget = memory_budget
-        self.held_bytes = held_bytes
         self.max_shard_bytes = max_shard_bytes
         self.progress = progress
         self.up_to_date = False
-        self.resumed: list[str] = []
         self.restarted: str | None = None
-        self.continued: dict[str, int] = {}
         self.receipt: dict[str, Any] = {}
         self._partial = Partial(self.out)
         self._contents = Contents()
         self._linker = Linker(self._partial, self._contents, lambda: self.sources)
-        self._done = self._total = 0
+        self.jobs = jobs or min(8, len(os.sched_getaffinity(0)))
+        how = Computing(executor, self.jobs, memory_budget, held_bytes)
+        self._shards = ShardSet(self._partial, self._contents, how, max_shard_bytes, progress)
 
     @property
     def sources(self) -> list[SourceRecord]:
@@ -115,6 +110,11 @@ class Stage:
     def workdir(self) -> Path:
         """Where the files are until the exit renames it to `out` (`out` itself when that is up to date)."""
         return self.out if self.up_to_date else self._partial.path
+
+    @property
+    def resumed(self) -> list[str]:
+        """Names of the shards that an interrupted run had finished and this one reused."""
+        return self._shards.resumed
 
     @property
     def weight_map(self) -> dict[str, str]:
@@ -188,7 +188,7 @@ class Stage:
     @property
     def notes(self) -> dict[str, Any]:
         """What became of an interrupted run's work: `resumed`, `continued`, `restarted`; only what is set."""
-        found = {"resumed": self.resumed, "continued": self.continued, "restarted": self.restarted}
+        found = {"resumed": self.resumed, "continued": self._shards.continued, "restarted": self.restarted}
         return {key: value for key, value in found.items() if value}
 
     def resume_file(self, name: str) -> Path:
@@ -201,27 +201,7 @@ class Stage:
         InputError when the disk cannot hold them, or when a name is taken.
         """
         self._must_be_open()
-        shards = self._plan(group, tasks)
-        needed = sum(self._missing_bytes(shard) for shard in shards)
-        require_space(self.workdir, needed, f"the shards of {group!r}")
-        in_flight = chunks_in_flight(tasks, self.jobs, self.memory_budget, self.held_bytes)
-        self._total += sum(shard.nbytes for shard in shards)
-        for shard in shards:
-            if self._finished(shard):
-                self.resumed.append(shard.file)
-                self._advance(shard.file)(shard.nbytes)
-            else:
-                self._write_shard(shard, in_flight)
-            self._contents.add(shard.file, self._partial.records[shard.file])
-            self._contents.place({task.name: task.nbytes for task in shard.tasks}, shard.file)
-
-    def _write_shard(self, shard: Shard, in_flight: int) -> None:
-        digest, continued = write_shard(
-            self.workdir / shard.file, shard.tasks, self.jobs, self._advance(shard.file), in_flight
-        )
-        if continued:
-            self.continued[shard.file] = continued
-        self._partial.record(shard.file, {"sha256": digest, "size": shard.nbytes, "tensors": _layout(shard)})
+        self._shards.write(group, tasks)
 
     def require_room(
         self, groups: Mapping[str, Sequence[TensorTask]], advice: str = "", carried: Iterable[Path] = ()
@@ -234,9 +214,7 @@ class Stage:
         """
         new = (file for file in carried if file.name not in self._partial.records)
         needed = sum(file.stat().st_size for file in new if self.copy or self._linker.must_copy(file))
-        for group, tasks in groups.items():
-            chunks_in_flight(tasks, self.jobs, self.memory_budget, self.held_bytes)
-            needed += sum(self._missing_bytes(shard) for shard in self._plan(group, tasks))
+        needed += sum(self._shards.missing_bytes(group, tasks) for group, tasks in groups.items())
         require_space(self.workdir, needed, f"the tensors of {self.name!r}", advice)
 
     def link_shard(self, file: Path, infos: Iterable[TensorInfo], sha256: str | None = None) -> str:
@@ -281,31 +259,6 @@ class Stage:
         if self.up_to_date:
             raise RuntimeError("the stage is up to date: leave its body at once")
 
-    def _plan(self, group: str, tasks: Sequence[TensorTask]) -> list[Shard]:
-        for task in tasks:
-            self._contents.require_new(task.name)
-        shards, attempt = plan_shards(tasks, group, self.max_shard_bytes), 1
-        while any(shard.file in self._contents.files for shard in shards):
-            attempt += 1
-            shards = plan_shards(tasks, f"{group}-{attempt}", self.max_shard_bytes)
-        return shards
-
-    def _missing_bytes(self, shard: Shard) -> int:
-        """Bytes of a shard that the disk does not hold yet."""
-        return 0 if self._finished(shard) else max(0, shard.nbytes - Journal(self.workdir / shard.file).held_bytes)
-
-    def _finished(self, shard: Shard) -> bool:
-        record = self._partial.records.get(shard.file, {})
-        return record.get("tensors") == _layout(shard) and record.get("size") == shard.nbytes
-
-    def _advance(self, what: str) -> Callable[[int], None]:
-        def on_bytes(count: int) -> None:
-            self._done += count
-            if self.progress is not None:
-                self.progress(self._done, self._total, what)
-
-        return on_bytes
-
     def _finish(self) -> None:
         for name in set(self._partial.records) - self._contents.files.keys():
             self._partial.forget(name)
@@ -332,10 +285,6 @@ def _normal(path: Path) -> Path:
     if not path.name:
         raise InputError("the output must be a directory below /, not / itself")
     return path
-
-
-def _layout(shard: Shard) -> list[list[Any]]:
-    return [[task.name, task.dtype, list(task.shape)] for task in shard.tasks]
 
 
 def _checked(name: str) -> str:

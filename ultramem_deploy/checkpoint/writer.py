@@ -25,8 +25,9 @@ _CODES = {name: code for code, name in SAFETENSORS_CODES.items()}
 class TensorTask:
     """One tensor to write. `rows(start, stop)` computes rows [start, stop) of the first axis, already in `dtype`.
 
-    It is called from several threads and must depend on its arguments alone. A 0-d tensor counts as shape (1,).
-    `scratch` is what it holds beside its result while it computes one chunk, in bytes.
+    It is called from several threads or processes and must depend on its arguments alone. A 0-d tensor counts as shape
+    (1,). `scratch` is what it holds beside its result while it computes one chunk, in bytes; `resident` says that the
+    tensor is in memory already, so that no other process computes it.
     """
 
     name: str
@@ -34,6 +35,12 @@ class TensorTask:
     shape: tuple[int, ...]
     rows: Callable[[int, int], np.ndarray[Any, Any]]
     scratch: int = 0
+    resident: bool = False
+
+    @property
+    def chunk_nbytes(self) -> int:
+        """Bytes of the largest chunk."""
+        return chunk_elements(self.shape, self.dtype) * itemsize(self.dtype)
 
     @property
     def nbytes(self) -> int:
@@ -67,7 +74,7 @@ class TensorTask:
                 f"tensor {shown(name)}: dtype {array.dtype} cannot be written; expected one of {', '.join(_CODES)}"
             )
         flat = array if array.ndim else array.reshape(1)
-        return cls(name, array.dtype.name, tuple(array.shape), lambda start, stop: flat[start:stop])
+        return cls(name, array.dtype.name, tuple(array.shape), lambda start, stop: flat[start:stop], resident=True)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .. import pipeline
-from .options import StageOptions, dtype_option, jobs_option, memory_budget_option, stage_options, verb
+from .options import StageOptions, dtype_option, executor_option, jobs_option, memory_budget_option, stage_options, verb
 from .output import counted, run_stage, size
 
 
@@ -17,9 +17,16 @@ from .output import counted, run_stage, size
 @dtype_option
 @jobs_option
 @memory_budget_option
+@executor_option
 @stage_options
 def command(
-    common: StageOptions, family: str | None, to: str | None, dtype: str, jobs: int | None, memory_budget: int
+    common: StageOptions,
+    family: str | None,
+    to: str | None,
+    dtype: str,
+    jobs: int | None,
+    memory_budget: int,
+    executor: str,
 ) -> None:
     """Turn SRC into the canonical checkpoint OUT.
 
@@ -39,6 +46,7 @@ def command(
             copy=common.copy,
             jobs=jobs,
             memory_budget=memory_budget,
+            executor=executor,
             progress=progress,
         ),
         _summary,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 
+from . import native, triton_kernels
 from .schema import Attribute, Operator, Port
 
 OPERATOR = Operator(
@@ -137,7 +140,7 @@ def _grid(row: torch.Tensor, col: torch.Tensor, core: torch.Tensor) -> torch.Ten
 
 
 @torch.library.custom_op("ultramem::tucker_topk", mutates_args=())
-def tucker_topk(
+def tucker_topk_op(
     row_scores: torch.Tensor,
     col_scores: torch.Tensor,
     u: torch.Tensor,
@@ -146,10 +149,14 @@ def tucker_topk(
     k: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The registered operator; see `reference`. Gradients flow through the kept scores to both sides and the cores."""
+    if triton_kernels.take(row_scores):
+        from .triton_kernels import topk
+
+        return topk.tucker_topk(row_scores, col_scores, u, v, core, k)
     return reference(row_scores, col_scores, u, v, core, k)
 
 
-@tucker_topk.register_fake
+@tucker_topk_op.register_fake
 def _(row_scores, col_scores, u, v, core, k):  # type: ignore[no-untyped-def]
     tokens, heads = row_scores.shape[:2]
     scores = row_scores.new_empty((tokens, heads * k, core.shape[0]))
@@ -165,6 +172,11 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
 def _backward(ctx, grad_scores, _grad_indices):  # type: ignore[no-untyped-def]
     """d g_c = d(row^T core_c col): each kept pair sends gradient to one row entry, one column entry and the cores."""
     row_scores, col_scores, core, indices = ctx.saved_tensors
+    if triton_kernels.take(row_scores):
+        from .triton_kernels import topk
+
+        of_row, of_col, of_core = topk.tucker_topk_gradient(grad_scores, indices, row_scores, col_scores, core)
+        return of_row, of_col, None, None, of_core, None
     tokens, heads, _, n_col = col_scores.shape
     index = indices.reshape(tokens, heads, ctx.k)
     i, j = index // n_col, index % n_col
@@ -190,4 +202,26 @@ def _scatter(grad: torch.Tensor, index: torch.Tensor, like: torch.Tensor) -> tor
     return out.to(like.dtype)
 
 
-tucker_topk.register_autograd(_backward, setup_context=_setup_context)
+tucker_topk_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def tucker_topk(
+    row_scores: torch.Tensor,
+    col_scores: torch.Tensor,
+    u: torch.Tensor,
+    v: torch.Tensor,
+    core: torch.Tensor,
+    k: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The native kernel where it can be used (native.py), else the registered operator; see `reference`."""
+    if native.usable(None, (row_scores, col_scores, u, v, core)) and _fits(row_scores, col_scores, u, v, core, k):
+        return native.tucker_topk(row_scores, col_scores, u, v, core, k)
+    return cast(tuple[torch.Tensor, torch.Tensor], tucker_topk_op(row_scores, col_scores, u, v, core, k))
+
+
+def _fits(row: torch.Tensor, col: torch.Tensor, u: torch.Tensor, v: torch.Tensor, core: torch.Tensor, k: int) -> bool:
+    if row.ndim != 4 or col.ndim != 4 or core.ndim != 4 or row.shape[:3] != col.shape[:3]:
+        return False
+    factors, square = row.shape[1:3], (*row.shape[1:3], row.shape[2])
+    pairs = min(k, row.shape[3]) * min(k, col.shape[3])
+    return u.shape == factors and v.shape == factors and core.shape[1:] == square and 1 <= k <= pairs

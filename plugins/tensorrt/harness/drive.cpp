@@ -5,6 +5,8 @@
 #include <memory>
 #include <set>
 
+#include "tensors.h"
+
 namespace ultramem::harness {
 namespace {
 
@@ -15,8 +17,6 @@ using nvinfer1::PluginFieldCollection;
 using nvinfer1::PluginTensorDesc;
 using nvinfer1::TensorFormat;
 using nvinfer1::TensorRTPhase;
-
-using PluginPtr = std::unique_ptr<nvinfer1::IPluginV3>;
 
 // A plugin with its three sides.
 struct Sides {
@@ -29,51 +29,6 @@ struct Sides {
   nvinfer1::IPluginV3OneBuild* build;
   nvinfer1::IPluginV3OneRuntime* runtime;
 };
-
-PluginPtr create(nvinfer1::IPluginCreatorV3One& creator, const std::vector<Field>& fields, TensorRTPhase phase) {
-  std::vector<PluginField> given;
-  for (const Field& field : fields) given.emplace_back(field.name.c_str(), &field.value, field.type, field.length);
-  const PluginFieldCollection collection = {static_cast<std::int32_t>(given.size()), given.data()};
-  return PluginPtr(creator.createPlugin("node", &collection, phase));
-}
-
-// Every input and output in one row, of the types given for each kind.
-struct Tensors {
-  std::vector<DynamicPluginTensorDesc> all;
-
-  const DynamicPluginTensorDesc* outputs(const Case& c) const { return all.data() + c.inputs.size(); }
-  std::vector<PluginTensorDesc> descs() const {
-    std::vector<PluginTensorDesc> plain;
-    for (const DynamicPluginTensorDesc& tensor : all) plain.push_back(tensor.desc);
-    return plain;
-  }
-};
-
-std::int64_t size_of(const std::string& dim, const Values& sizes) {
-  const std::size_t star = dim.find('*');
-  if (star != std::string::npos) return size_of(dim.substr(0, star), sizes) * size_of(dim.substr(star + 1), sizes);
-  return dim[0] <= '9' ? std::stoll(dim) : sizes.at(dim);
-}
-
-DynamicPluginTensorDesc tensor_of(const std::vector<std::string>& dims, DataType type, const Values& sizes) {
-  DynamicPluginTensorDesc tensor{};
-  for (const std::string& dim : dims) tensor.desc.dims.d[tensor.desc.dims.nbDims++] = size_of(dim, sizes);
-  tensor.desc.type = type;
-  tensor.desc.format = TensorFormat::kLINEAR;
-  tensor.min = tensor.opt = tensor.max = tensor.desc.dims;
-  return tensor;
-}
-
-Tensors tensors_of(const Case& c, const Values& sizes) {
-  Tensors tensors;
-  for (const Tensor& input : c.inputs) {
-    tensors.all.push_back(tensor_of(input.dims, types_of(input.kind).front(), sizes));
-  }
-  for (const Output& output : c.outputs) {
-    tensors.all.push_back(tensor_of(output.dims, types_of(output.kind).front(), sizes));
-  }
-  return tensors;
-}
 
 std::int32_t count(const Case& c, bool inputs) {
   return static_cast<std::int32_t>(inputs ? c.inputs.size() : c.outputs.size());

@@ -1,11 +1,14 @@
-// ultramem_tensorrt_harness LIBRARY: drives every plugin of the library without any TensorRT library. Prints what is
-// wrong and how many checks there were; exits 1 where something is.
+// ultramem_tensorrt_harness LIBRARY [host|device]: drives every plugin of the library without any TensorRT library, and
+// where it is told the memory of the kernels, runs them too. Prints what is wrong and how many checks there were; exits
+// 1 where something is.
 #include <dlfcn.h>
 
 #include <cstdio>
 #include <cstring>
 
 #include "drive.h"
+#include "enqueue.h"
+#include "memory.h"
 
 namespace {
 
@@ -41,8 +44,16 @@ nvinfer1::IPluginCreatorV3One* creator_of(GetCreators get, const std::string& na
 
 int main(int argc, char** argv) {
   using namespace ultramem::harness;
-  if (argc != 2) {
-    std::fprintf(stderr, "usage: ultramem_tensorrt_harness LIBRARY\n");
+  const std::string place = argc == 3 ? argv[2] : "";
+  if (argc < 2 || argc > 3 || (argc == 3 && place != "host" && place != "device")) {
+    std::fprintf(stderr, "usage: ultramem_tensorrt_harness LIBRARY [host|device]\n");
+    return 2;
+  }
+  const std::unique_ptr<Memory> memory = place == "host"     ? host_memory()
+                                         : place == "device" ? device_memory()
+                                                             : nullptr;
+  if (place == "device" && memory == nullptr) {
+    std::fprintf(stderr, "there is no GPU here\n");
     return 2;
   }
   void* library = dlopen(argv[1], RTLD_NOW | RTLD_LOCAL);
@@ -68,6 +79,7 @@ int main(int argc, char** argv) {
     drive(*creator, c, report);
     report.expect(finder.logger.errors >= before + static_cast<int>(c.wrong_fields.size() + c.wrong_sizes.size()),
                   c.name + ": every refusal was logged");
+    if (memory != nullptr) enqueue(*creator, c, *memory, report);
   }
   std::printf("%d checks, %d failed\n", report.checks(), report.failures());
   return report.failures() == 0 ? 0 : 1;
