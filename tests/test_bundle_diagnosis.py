@@ -68,7 +68,7 @@ def test_versions(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     change(bundle, lambda m: m["requires"].update(plugin="99", onnxruntime="98", operators={"domain": "x"}))
     found = failed(bundle)
     assert found.keys() >= {"plugin version", "onnxruntime", "operators"}
-    monkeypatch.setattr(bundle_diagnosis, "_version", lambda name: None)
+    monkeypatch.setattr(bundle_diagnosis, "installed", lambda name: None)
     assert failed(bundle)["onnxruntime"] == "not installed"
 
 

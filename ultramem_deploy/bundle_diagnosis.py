@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from packaging.version import Version
 
-from .diagnosis import RUNTIME_PACKAGES, Check, isolated
+from .diagnosis import Check, isolated
 from .errors import UltraMemError
 from .ops import DOMAIN, VERSION
 from .runtime.bundle_files import Document, wrong_hashes, wrong_sizes, wrong_tables
-from .runtime.manifest import MANIFEST, SCHEMA, read_manifest, this_platform
+from .runtime.manifest import MANIFEST, RUNTIME_PACKAGES, SCHEMA, installed, read_manifest, this_platform
 from .runtime.plugins import library_info, ort_library
 
 SMALL = 16 << 20  # as the C++ library has it: smaller files are hashed whenever a bundle is opened
@@ -97,7 +96,7 @@ def _plugin(bundle: Path, document: Document) -> Iterable[Check]:
 
 def _onnxruntime(bundle: Path, document: Document) -> Iterable[Check]:
     wanted = document["requires"]["onnxruntime"]
-    found = next((version for name in RUNTIME_PACKAGES if (version := _version(name))), None)
+    found = next((version for name in RUNTIME_PACKAGES if (version := installed(name))), None)
     ok = found is not None and Version(found) >= Version(wanted)
     fix = f"pip install 'onnxruntime>={wanted}', or name a newer libonnxruntime.so in ULTRAMEM_ONNXRUNTIME"
     yield Check("onnxruntime", ok, found or "not installed", f">={wanted}", fix)
@@ -108,7 +107,7 @@ def _tokenizer(bundle: Path, document: Document) -> Iterable[Check]:
     fix = "put tokenizer.json beside the checkpoint, then export and bundle again; or pass token ids"
     yield Check("tokenizer", held, "there" if held else "none", "tokenizer.json", fix, required=False)
     name = "onnxruntime-extensions"
-    found = _version(name)
+    found = installed(name)
     fix = f"pip install {name}, then make cpp; or name libortextensions.so in ULTRAMEM_TOKENIZER; or pass token ids"
     yield Check("tokenizer for C++", found is not None, found or "not installed", name, fix, required=False)
 
@@ -120,7 +119,7 @@ def _genai(bundle: Path, document: Document) -> Iterable[Check]:
     good = named is None or (bundle / named).is_file()
     found = named or "function bodies"
     yield Check("GenAI's plugin", good, found, f"a file that {GENAI_CONFIG} names", _again(bundle))
-    version = _version("onnxruntime-genai")
+    version = installed("onnxruntime-genai")
     fix = "pip install onnxruntime-genai"
     yield Check("onnxruntime-genai", version is not None, version or "not installed", "any", fix, required=False)
 
@@ -138,10 +137,3 @@ def _first_token() -> Any:
     import numpy as np
 
     return np.zeros((1, 1), np.int64)
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None

@@ -18,10 +18,10 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from .errors import UltraMemError
+from .runtime.manifest import RUNTIME_PACKAGES
 from .runtime.plugins import CHECKOUT, DISTRIBUTION, ORT_VARIABLE, library_info, ort_library
 
 DEVELOPMENT = {"dev", "cpu"}
-RUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu")
 ABSENT = "not installed"
 MIN_DISK, MIN_MEMORY = 5 << 30, 2 << 30
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")

@@ -9,7 +9,7 @@ from typing import Any
 from ...errors import CheckFailed, InputError
 from ...ops import DOMAIN, VERSION
 from ...runtime.bundle_files import Document, range_hash, wrong_hashes, wrong_sizes, wrong_tables
-from ...runtime.manifest import check_version, read_manifest
+from ...runtime.manifest import check_onnxruntime, check_version, read_manifest
 from ...runtime.ort_model import check_description, read_model
 from ...runtime.plugins import library_info, ort_library
 from ...spec import ModelSpec
@@ -70,6 +70,7 @@ def _wrong_versions(bundle: Path, document: Document) -> Iterator[str]:
     requires = document["requires"]
     if requires["operators"] != {"domain": DOMAIN, "version": VERSION}:
         yield f"operators {requires['operators']}, this release runs {DOMAIN} version {VERSION}"
+    check_onnxruntime(bundle, document)
     libraries = [bundle / entry["file"] for entry in document["plugins"]]
     for library in libraries or [ort_library()]:
         found = library_info(library)["version"]

@@ -6,6 +6,7 @@ plugins/runtime/manifest.cpp reads the same file: a change here that an older re
 from __future__ import annotations
 
 import platform
+from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..spec import read_json
 MANIFEST = "manifest.json"
 FORMAT, SCHEMA = "ultramem-bundle", 1
 RUNTIMES = ("onnxruntime",)
+RUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu")
 _PARTS = {
     "graph": dict, "model": dict, "tables": list, "tokenizer": dict, "requires": dict, "plugins": list, "files": dict,
 }  # fmt: skip
@@ -34,6 +36,11 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     if type(schema) is not int or not 1 <= schema <= SCHEMA:
         raise InputError(
             f"{path}: schema {schema!r}, this release reads 1 to {SCHEMA}; install a newer ultramem-deploy"
+        )
+    if document.get("runtime") not in RUNTIMES:
+        raise InputError(
+            f"{path}: runtime {document.get('runtime')!r}, this release runs bundles for {', '.join(RUNTIMES)}; "
+            "install a newer ultramem-deploy, or bundle again with --runtime onnxruntime"
         )
     for key, kind in _PARTS.items():
         if not isinstance(document.get(key), kind):
@@ -63,3 +70,18 @@ def check_version(what: str, found: str, required: str, fix: str) -> None:
         raise InputError(f"{what}: {error}; {fix}") from None
     if not good:
         raise InputError(f"{what}: version {found}, the bundle requires {required} or newer; {fix}")
+
+
+def check_onnxruntime(bundle: Path, document: dict[str, Any]) -> None:
+    """Raise InputError where this environment's ONNX Runtime is older than the bundle requires; none is no error."""
+    found, required = next(filter(None, map(installed, RUNTIME_PACKAGES)), None), document["requires"]["onnxruntime"]
+    if found is not None:
+        check_version(f"{bundle}: onnxruntime", found, required, f"run: pip install 'onnxruntime>={required}'")
+
+
+def installed(distribution: str) -> str | None:
+    """The version of a Python package of this environment, None where it is not installed."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None

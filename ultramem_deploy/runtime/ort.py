@@ -10,21 +10,25 @@ from ..errors import InputError
 from ..planning import prefill_chunk
 from ..spec import ModelSpec
 from .base import LayerTrace, Trace
+from .manifest import MANIFEST, check_onnxruntime, check_version, read_manifest
 from .ort_cache import Lane, new_lane, split
-from .ort_model import Opened, check_description, open_model, read_model
+from .ort_model import Opened, check_description, open_model, read_model, uses_memory
+from .plugins import library_info, ort_library
 
 
 class OrtRunner:
     """A bundle in ONNX Runtime; see `runtime.base.Runner`.
 
     kernels: run the ai.ultramem operators by libultramem_ort; False runs their function bodies. threads: None takes
-    every core of the process. Raises InputError for what is no bundle, or one that ONNX Runtime cannot load.
+    every core of the process. Raises InputError for what is no bundle, one that ONNX Runtime cannot load, or one whose
+    manifest requires newer libraries.
     """
 
     def __init__(self, bundle: Path, *, kernels: bool = True, threads: int | None = None) -> None:
         self.bundle = Path(bundle)
         self.name = "ort" if kernels else "ort-bodies"
         self._proto = read_model(self.bundle)
+        _check_versions(self.bundle, plugin=kernels and uses_memory(self._proto))
         self.spec: ModelSpec = ModelSpec.load(self.bundle)
         check_description(self.bundle, self._proto, self.spec)
         self.vocab_size = self.spec.decoder.vocab_size
@@ -55,6 +59,20 @@ class OrtRunner:
     def _open(self, extra: tuple[str, ...]) -> Opened:
         decoder = self.spec.decoder
         return open_model(self.bundle, self._proto, decoder, kernels=self._kernels, threads=self._threads, extra=extra)
+
+
+def _check_versions(bundle: Path, *, plugin: bool) -> None:
+    """Enforce what manifest.json requires; an export without one says nothing of versions."""
+    if not (bundle / MANIFEST).is_file():
+        return
+    document = read_manifest(bundle)
+    check_onnxruntime(bundle, document)
+    if plugin:
+        library = ort_library()
+        version = library_info(library)["version"]
+        check_version(
+            f"{bundle}: {library.name}", version, document["requires"]["plugin"], "install a newer ultramem-deploy"
+        )
 
 
 class OrtSession:

@@ -157,6 +157,7 @@ def test_check_enforces_versions(bundle: Path) -> None:
         ({"schema": 2}, "schema 2, this release reads 1 to 1"),
         ({"schema": "1"}, "schema '1'"),
         ({"format": "zip"}, "format 'zip'"),
+        ({"runtime": "tensorrt"}, "runtime 'tensorrt', this release runs bundles for onnxruntime"),
         ({"tables": {}}, "'tables' must be a list"),
         ({"files": {"../x": {}}}, r"leaves the bundle"),
     ):
@@ -170,6 +171,22 @@ def test_check_enforces_versions(bundle: Path) -> None:
     rewrite(bundle, requires=found["requires"] | {"operators": {"domain": "ai.ultramem", "version": 2}})
     with pytest.raises(CheckFailed, match="operators"):
         check_bundle(bundle)
+    rewrite(bundle, requires=found["requires"] | {"onnxruntime": "99.0"})
+    with pytest.raises(CheckFailed, match="onnxruntime: version .*, the bundle requires 99.0 or newer"):
+        check_bundle(bundle)
+
+
+@pytest.mark.parametrize(("name", "kernels"), [("onnxruntime", True), ("onnxruntime", False), ("plugin", True)])
+def test_opening_in_python_enforces_versions(bundle: Path, name: str, kernels: bool) -> None:
+    requires = manifest(bundle)["requires"]
+    rewrite(bundle, requires=requires | {name: "99.0"})
+    with pytest.raises(InputError, match="version .*, the bundle requires 99.0 or newer"):
+        OrtRunner(bundle, kernels=kernels)
+
+
+def test_function_bodies_need_no_plugin(bundle: Path) -> None:
+    rewrite(bundle, requires=manifest(bundle)["requires"] | {"plugin": "99.0"})
+    assert OrtRunner(bundle, kernels=False).logits(IDS).shape == (1, 6, 61)
 
 
 def test_minimums_are_those_of_the_package() -> None:
