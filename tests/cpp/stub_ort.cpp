@@ -37,6 +37,7 @@ OrtStatus* make_env(std::int32_t, const char*, OrtEnv** env) { return make(env);
 OrtStatus* make_memory(std::int32_t, std::int32_t, OrtMemoryInfo** info) { return make(info); }
 OrtStatus* make_options(OrtSessionOptions** options) { return make(options); }
 OrtStatus* set_threads(OrtSessionOptions*, int) { return nullptr; }
+OrtStatus* set_entry(OrtSessionOptions*, const char*, const char*) { return nullptr; }
 OrtStatus* make_session(const OrtEnv*, const char*, const OrtSessionOptions*, OrtSession** session) {
   return make(session);
 }
@@ -92,7 +93,7 @@ struct Slots {
     set(2, message_of), set(3, make_env), set(7, make_session), set(9, run), set(10, make_options);
     set(24, set_threads), set(39, make_run_options), set(46, terminate), set(47, go_on), set(49, make_tensor);
     set(69, make_memory), set(93, release_status), set(95, release<OrtSession>), set(96, release_value);
-    set(97, release_run_options), set(100, release<OrtSessionOptions>);
+    set(97, release_run_options), set(100, release<OrtSessionOptions>), set(130, set_entry);
   }
 };
 
