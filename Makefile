@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help env demo test test-long sanitize lint format plugins check-tensorrt cpp check-cpp gpu bench clean
+.PHONY: help env demo test test-long fuzz sanitize lint format plugins check-tensorrt check-triton cpp check-cpp gpu bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -34,6 +34,12 @@ test-long: env ## the suite's random tests, many times (50 kills a stage), and a
 sanitize: env ## the kernels under AddressSanitizer, UBSan and ThreadSanitizer
 	$(BIN)/python -m pytest tests/plugins/test_kernels.py
 
+# 18 tests of 6,000 inputs, then the header and index readers guided by coverage.
+fuzz: env ## damaged files through every reader, 100,000 and more
+	ULTRAMEM_FUZZ_EXAMPLES=6000 $(BIN)/python -m pytest -n 2 tests/fuzz
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
+	$(BIN)/python -m tests.fuzz.headers_with_atheris -runs=50000 -max_len=512
+
 lint: env ## formatting, linting and types, Python and C++
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -51,10 +57,13 @@ plugins: env ## build all native code that the machine's tools allow in build/na
 		-DPython_EXECUTABLE=$(abspath $(BIN))/python
 	$(BIN)/cmake --build build/native
 
-check-tensorrt: plugins ## the TensorRT plugins without a GPU: registry, harness, register spills; JSON on the last line
+check-tensorrt: plugins ## TensorRT without a GPU: registry, harness, register spills, RTX engines; JSON on the last line
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		tensorrt-lean-cu13-libs tensorrt-lean-cu13-bindings
+		tensorrt-lean-cu13-libs tensorrt-lean-cu13-bindings tensorrt-rtx-cu13
 	@$(BIN)/python -m tools.check_tensorrt
+
+check-triton: env ## the Triton kernels compiled for sm_80, 90 and 100 without a GPU; JSON on the last line
+	$(BIN)/python -m tools.check_triton
 
 cpp: env ## the C++ library and its example programs, in build/cpp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpp]'
