@@ -174,5 +174,7 @@ def plot(rows: list[Row]) -> Callable[[Any], None]:
 if __name__ == "__main__":
     if HUGE_PAGES not in os.environ.get("GLIBC_TUNABLES", ""):
         os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (os.environ.get("GLIBC_TUNABLES"), HUGE_PAGES)))
+        # Threads that spin where others want their core make every small operation wait for the scheduler.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         os.execv(sys.executable, [sys.executable, *sys.argv])
     main()
