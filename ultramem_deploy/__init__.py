@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         upcycle,
         verify,
     )
+    from .recipes.running import run
     from .spec import ModelSpec
 
 _WHERE = {
@@ -55,6 +56,7 @@ _WHERE = {
     "plan": "pipeline",
     "profile": "pipeline",
     "quantize": "pipeline",
+    "run": "recipes.running",
     "upcycle": "pipeline",
     "verify": "pipeline",
 }
@@ -80,6 +82,7 @@ __all__ = [
     "plan",
     "profile",
     "quantize",
+    "run",
     "upcycle",
     "verify",
 ]
