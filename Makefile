@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help env demo test test-long lint format plugins check-tensorrt cpp check-cpp gpu bench clean
+.PHONY: help env demo test test-long fuzz sanitize lint format plugins check-tensorrt cpp check-cpp gpu bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -30,6 +30,15 @@ test: env ## the whole test suite
 test-long: env ## the suite's random tests, many times (50 kills a stage), and a Ray cluster
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
 	ULTRAMEM_KILL_ROUNDS=25 $(BIN)/python -m pytest -n 2 tests/test_kills.py tests/checkpoint/test_ray_cluster.py
+
+sanitize: env ## the kernels under AddressSanitizer, UBSan and ThreadSanitizer
+	$(BIN)/python -m pytest tests/plugins/test_kernels.py
+
+# 18 tests of 6,000 inputs, then the header and index readers guided by coverage.
+fuzz: env ## damaged files through every reader, 100,000 and more
+	ULTRAMEM_FUZZ_EXAMPLES=6000 $(BIN)/python -m pytest -n 2 tests/fuzz
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
+	$(BIN)/python -m tests.fuzz.headers_with_atheris -runs=50000 -max_len=512
 
 lint: env ## formatting, linting and types, Python and C++
 	$(BIN)/ruff format --check .
@@ -69,6 +78,8 @@ gpu: plugins ## every check and benchmark that needs a GPU, into benchmarks/resu
 
 bench: env ## every benchmark, tables on the terminal
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench,plot]'
+	$(BIN)/python benchmarks/lookup.py
+	$(BIN)/python benchmarks/retrieval.py
 	$(BIN)/python benchmarks/convert_memory.py
 	$(BIN)/python benchmarks/decode_genai.py
 	$(BIN)/python benchmarks/big_convert.py --quick

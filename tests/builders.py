@@ -94,6 +94,10 @@ def random_tensors(spec: ModelSpec, seed: int = 0) -> dict[str, np.ndarray]:
     for index, layer in enumerate(spec.memory):
         if layer.scoring == "tucker":
             _align(tensors, f"memory.{index}")
+        if layer.rank_one_keys:
+            for side, factor in (("row", "u"), ("col", "v")):
+                pair = (tensors[f"memory.{index}.{name}"] for name in (factor, f"{side}_keys"))
+                tensors[f"memory.{index}.{side}_rank_one"] = np.einsum("hr,hrnd->hnd", *pair)
     return tensors
 
 

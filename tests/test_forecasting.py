@@ -111,7 +111,8 @@ def test_fields_and_figures(written: Written) -> None:
     assert found["batches"] == [1, 16] and found["memory_budget_bytes"] == 1 << 30
     (layer,) = found["layers"]
     assert layer.keys() == {
-        "layer", "choice", "reason", "table_bytes_before", "table_bytes_after", "bytes_per_token_before",
+        "layer", "choice", "rank_one_keys", "reason", "table_bytes_before", "table_bytes_after",
+        "bytes_per_token_before",
         "bytes_per_token_after",
     }  # fmt: skip
     assert layer["bytes_per_token_before"].keys() == {"1", "16"}

@@ -6,13 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from safetensors.numpy import load_file
 
 from tests import builders
 from tests.conftest import Written
 from tests.converters.importers.sources import family_config, llama_shapes, random_tensors, write_source
 from ultramem_deploy import InputError, inspect
+from ultramem_deploy.cli import main
 from ultramem_deploy.converters.onnx import export_onnx
+from ultramem_deploy.pipeline import diff, export, fold, patch
 
 KEYS = {"family", "parameters_total", "parameters_table", "parameters_active", "dtype", "bytes", "files",
         "memory_layers", "warnings", "lineage", "stage"}  # fmt: skip
@@ -50,6 +53,7 @@ def test_memory_layer(written: Written) -> None:
             "folded": False,
             "biases": [],
             "token_gate": False,
+            "rank_one_keys": False,
             "empty_slot": None,
         }
     ]
@@ -134,3 +138,34 @@ def test_gguf_is_described_as_it_is_stored(tmp_path: Path) -> None:
     assert found["bytes"] < 4 * found["parameters_total"], "quantised tensors take fewer bytes than float32"
     assert found["files"] == [{"name": "m.gguf", "bytes": file.stat().st_size}]
     assert any("convert decodes to float32" in warning for warning in found["warnings"])
+
+
+def test_every_stage_shows_its_lineage(written: Written, tmp_path: Path) -> None:
+    """Folded, exported, compared, patched and written back: the chain of stages, and what each proved."""
+    source = written(builders.V1)
+    fold(source, tmp_path / "folded", mode="rank1")
+    export(tmp_path / "folded", tmp_path / "bundle")
+    diff(source, tmp_path / "folded", out=tmp_path / "delta")
+    patch(source, tmp_path / "patched", delta=tmp_path / "delta")
+    stages = {
+        name: [e["stage"] for e in inspect(tmp_path / name)["lineage"]] for name in ("bundle", "delta", "patched")
+    }
+    assert stages == {
+        "bundle": ["random", "fold", "export"],
+        "delta": ["random", "fold", "diff"],
+        "patched": ["random", "fold", "diff", "patch"],
+    }
+    folded = inspect(tmp_path / "patched")["lineage"][1]
+    assert folded["source"] == ["model"] and folded["receipt"]["min_index_agreement"] == 1.0
+    said = CliRunner().invoke(main, ["inspect", str(tmp_path / "patched")]).output
+    assert "fold of model: " in said and "min_index_agreement 1" in said and "rank-1 keys" in said
+
+
+def test_a_delta(written: Written, tmp_path: Path) -> None:
+    changed = {name: t for name, t in builders.random_tensors(builders.V1).items() if name == "tables.t.values"}
+    changed["tables.t.values"][5] += 1
+    diff(written(builders.V1), written(builders.V1, "two", changes=changed), out=tmp_path / "delta")
+    found = inspect(tmp_path / "delta")
+    assert (found["family"], found["stage"]) == ("delta", "diff")
+    assert found["changes"] == {"tables.t.values": {"kind": "rows", "rows": 1}}
+    assert "1 with changed rows" in CliRunner().invoke(main, ["inspect", str(tmp_path / "delta")]).output

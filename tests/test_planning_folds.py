@@ -11,7 +11,7 @@ from tests import builders as b
 from tests.model.test_memory import changed
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.layout import tensor_layout
-from ultramem_deploy.planning.choice import Room, choose_folds, layer_report
+from ultramem_deploy.planning.choice import Choice, Room, choose_folds, layer_report
 from ultramem_deploy.planning.folds import folded_spec
 from ultramem_deploy.spec import ModelSpec, TableSpec
 
@@ -28,8 +28,6 @@ def published() -> ModelSpec:
 
 
 def report(spec: ModelSpec, fold: str, batches: tuple[int, ...]) -> dict[str, object]:
-    from ultramem_deploy.planning.choice import Choice
-
     return layer_report(spec, 0, Choice(fold, ""), dtypes(spec), batches)
 
 
@@ -51,6 +49,21 @@ def test_pre_values_and_a_smaller_shuffle_by_hand() -> None:
     once = 16 * 32 * 2 + 2 * 2 * 24 * 8 * 4
     assert found["bytes_per_token_before"] == {"1": 8 * ((16 + 8) * 2 + 8) + once}
     assert found["bytes_per_token_after"] == {"1": 8 * ((16 + 8) * 2 + 4) + once}
+
+
+def test_rank_one_keys_by_hand() -> None:
+    """One matrix a side a step, and two keys of 256 numbers for each of 16 rows and columns a head a token."""
+    spec = published()
+    taken, once, kept = 32, 2 * 4400 * 256 * 4, 2 * 2 * 32 * 256 * 4
+    found = layer_report(spec, 0, Choice("shuffle", "", True), dtypes(spec), (1, 64))
+    for batch in (1, 64):
+        expected = taken * (512 * 2 + 4) + 4 * 512 * 1024 * 2 / batch + once / batch + kept
+        assert found["bytes_per_token_after"][str(batch)] == round(expected)  # type: ignore[index]
+    assert found["rank_one_keys"] is True and found["choice"] == "shuffle"
+    for batch, wins in ((1, True), (64, True), (68, True), (69, False), (512, False)):
+        (choice,) = choose_folds(spec, dtypes(spec), "auto", [batch])
+        assert choice.rank_one == wins, "they win below batch n/(2m) = 2200/32"
+        assert f"rank-1 keys {'read' if wins else 'would read'}" in choice.reason
 
 
 def test_expansion_wins_at_small_batches_alone() -> None:
@@ -108,6 +121,7 @@ def test_a_shared_table_is_named() -> None:
 
 REFUSED = {
     "no shuffle": (changed(b.V1, shuffle=False), "shuffle", "layer 0 has no shuffle; choose --mode auto or keys"),
+    "one matrix": (b.PLUS, "rank1", "layer 0 already reads one key matrix a side; nothing"),
     "no key norm": (changed(b.V1, key_norm=None), "keys", "layer 0 has no key norm; choose another"),
     "gate": (b.PLUS, "expand", "layer 0 .memory_plus. cannot be expanded"),
     "dense": (b.PLAIN, "auto", "has no memory layers; upcycle it"),

@@ -124,7 +124,7 @@ def test_unknown_keys(key: str) -> None:
 _LATER_DECODER = [
     "ffn_widths", "lm_head_bias", "sliding_rope", "attention_scale", "embedding_scale", "latent", "experts",
 ]  # fmt: skip
-_LATER = ["empty_slot", "query_bias", "output_bias", "output_gate_bias", "token_gate"]
+_LATER = ["empty_slot", "query_bias", "output_bias", "output_gate_bias", "token_gate", "rank_one_keys"]
 LATENT = {"kv_rank": 8, "rope_dim": 6, "value_dim": 10, "norm_eps": 1e-6}
 EXPERTS = {"layers": [0], "count": 8, "top_k": 2, "width": 12}
 SPARE = {"rows": 1, "value_width": 1}
@@ -150,6 +150,10 @@ RULES: dict[str, tuple[Any, str]] = {
     "memory__0__key_norm__eps": (0.0, "memory.0.key_norm.eps: must be positive, found 0.0"),
     "memory__0__scoring": ("additive", "memory.0.cores: additive scoring has 1, found 2"),
     "memory__0__empty_slot": (144, "memory.0.empty_slot: expected 0 <= slot < 144, found 144"),
+    "memory__0__rank_one_keys": (
+        True,
+        "memory.0.rank_one_keys: expected tucker scoring and keys whose norm is folded",
+    ),
     "memory__0__output_gate_bias": (True, "memory.0.output_gate_bias: given without output_gate"),
     "memory__0__cores": (3, "memory.0.cores: must divide the value width 16, found 3"),
     "memory__0__offset": (60, "memory.0.offset: expected 0 <= offset < 60, found 60"),

@@ -10,7 +10,7 @@ from typing import Any
 from .converters.importers import ImportPlan, Source, choose_importer, open_source
 from .defaults import BATCHES, DEFAULT_BUDGET
 from .errors import InputError
-from .planning.choice import Choice, Room, choose_folds, layer_report
+from .planning.choice import Choice, Room, choose_folds, folds_of, layer_report
 from .planning.folds import folded_spec
 from .planning.machine import available_memory, default_jobs, free_disk, total_memory
 from .planning.profile import load_profile
@@ -56,7 +56,7 @@ def forecast(
         "memory_budget_bytes": memory_budget,
         "layers": layers,
         "stages": [asdict(one) for one in plans],
-        "prefill": _prefill(plan.spec, [choice.fold for choice in choices] if "fold" in stages else []),
+        "prefill": _prefill(plan.spec, choices if "fold" in stages else []),
         "profile": asdict(profile),
         "warnings": plan.warnings,
         "fits": all(one.fits for one in plans),
@@ -75,9 +75,9 @@ def stored_tensors(plan: ImportPlan) -> dict[str, Stored]:
     return result
 
 
-def _prefill(spec: ModelSpec, folds: Sequence[str]) -> dict[str, int]:
+def _prefill(spec: ModelSpec, choices: Sequence[Choice]) -> dict[str, int]:
     """Tokens of a prompt fed at once, and the peak bytes that the memory layers hold meanwhile; after the folds."""
-    after = folded_spec(spec, folds) if folds else spec
+    after = folded_spec(spec, *folds_of(choices)) if choices else spec
     tokens = prefill_chunk(after)
     return {"tokens_at_once": tokens, "peak_memory_bytes": prefill_bytes(after, tokens)}
 
@@ -93,7 +93,7 @@ def _chain(path: Path, source: Source, choices: Sequence[Choice]) -> list[str]:
     if (path / "model.onnx").is_file():
         return []
     first = [] if source.model_type == MODEL_TYPE else ["convert"]
-    folds = any(choice.fold != "none" for choice in choices)
+    folds = any(choice.whole != "none" for choice in choices)
     return [*first, *(["fold"] if folds else []), "export"]
 
 
@@ -114,7 +114,7 @@ def _works(
                 raise InputError(
                     "--stage fold: the model has no memory layers; upcycle it first, or plan --stage export"
                 )
-            work, spec = fold_work(spec, current, [choice.fold for choice in choices])
+            work, spec = fold_work(spec, current, *folds_of(choices))
             works.append(work)
             current = {piece.name: Stored(piece.shape, piece.dtype, piece.name) for piece in work.pieces}
         elif stage == "quantize":

@@ -17,6 +17,7 @@ from .planning import parameter_counts
 from .spec import MemoryLayerSpec, ModelSpec
 
 ONNX_NAME = "model.onnx"
+DELTA_NAME = "delta.json"
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,12 @@ def inspect(path: str | Path) -> dict[str, Any]:
     """Describe the model at `path`: canonical checkpoint, exported bundle, Hugging Face directory or GGUF file.
 
     dtype is that of most dense weights, table_dtype that of most table rows (None without tables); bytes count the
-    tensors as stored. Raises InputError or ConfigError for what is no such model, or a damaged one.
+    tensors as stored. Of a delta: family, stage, bytes, files, the changed tensors and the lineage alone. Raises
+    InputError or ConfigError for what is no such model, or a damaged one.
     """
     where = Path(path)
+    if (where / DELTA_NAME).is_file():
+        return describe_delta(where)
     source = open_source(where)
     plan = choose_importer(source).plan(source)
     tensors = _stored(source, plan)
@@ -59,6 +63,25 @@ def inspect(path: str | Path) -> dict[str, Any]:
     return description
 
 
+def describe_delta(where: Path) -> dict[str, Any]:
+    """What `diff` wrote: `changes` as it listed them, and the stages behind both sides."""
+    from .converters.delta.stage import read_delta
+
+    changes = {name: {k: entry[k] for k in ("kind", "rows")} for name, entry in read_delta(where)["tensors"].items()}
+    files = sorted(where.glob("*.safetensors"))
+    return {
+        "family": "delta",
+        "stage": "diff",
+        "bytes": sum(file.stat().st_size for file in files),
+        "tensors": len(changes),
+        "files": [{"name": file.name, "bytes": file.stat().st_size} for file in files],
+        "changes": changes,
+        "memory_layers": [],
+        "warnings": [],
+        "lineage": _lineage(read_provenance(where)),
+    }
+
+
 def memory_layer(layer: MemoryLayerSpec, spec: ModelSpec) -> dict[str, Any]:
     """The sizes of one memory layer; physical_slots are the rows of its window of the table.
 
@@ -80,6 +103,7 @@ def memory_layer(layer: MemoryLayerSpec, spec: ModelSpec) -> dict[str, Any]:
         "folded": layer.folded,
         "biases": [name for name, there in biases.items() if there],
         "token_gate": layer.token_gate,
+        "rank_one_keys": layer.rank_one_keys,
         "empty_slot": layer.empty_slot,
     }
 
@@ -165,7 +189,8 @@ def _lineage(provenance: dict[str, Any] | None) -> list[dict[str, Any]]:
         return []
     source = provenance.get("source")
     sources = source if isinstance(source, list) else [source]
-    own = provenance | {"source": [one["name"] for one in sources if isinstance(one, dict) and "name" in one]}
+    names = [one.get("name") for one in sources if isinstance(one, dict)]
+    own = provenance | {"source": [name for name in names if isinstance(name, str)]}
     return [{key: entry.get(key) for key in _STAGE_KEYS} for entry in (*provenance["lineage"], own)]
 
 

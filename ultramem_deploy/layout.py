@@ -181,13 +181,15 @@ def block_norm_names(d: DecoderSpec, block: int) -> tuple[str, ...]:
 
 
 def memory_layout(layer: MemoryLayerSpec, spec: ModelSpec) -> dict[str, TensorSpec]:
-    """Tensors of one memory layer, without the `memory.{i}.` prefix; keys are [H, R, n, kdim]."""
+    """Tensors of one memory layer, without the `memory.{i}.` prefix; keys [H, R, n, kdim], rank-1 keys [H, n, kdim]."""
     hidden, table = spec.decoder.hidden_size, spec.tables[layer.table]
     rank = layer.key_rank
     shapes: dict[str, tuple[int, ...]] = {"col_keys": (layer.heads, rank, layer.col_keys, layer.key_width)}
     if layer.scoring != "signed":
         shapes["query.weight"] = (layer.query_heads * 2 * layer.key_width, hidden)
         shapes["row_keys"] = (layer.heads, rank, layer.row_keys, layer.key_width)
+    if layer.rank_one_keys:
+        shapes |= {f"{side}_rank_one": (layer.heads, *shapes[f"{side}_keys"][2:]) for side in ("row", "col")}
     for name, norm in (("query_norm", layer.query_norm), ("key_norm", layer.key_norm)):
         if norm:
             shapes |= _norm_shapes(name, norm, layer.key_width)

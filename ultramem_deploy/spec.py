@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from .checkpoint.header import label
 from .errors import ConfigError, InputError
 from .spec_rules import model_problems as model_problems
 
@@ -204,7 +205,8 @@ class MemoryLayerSpec:
     `rank` parts of the slots, columns the slots of a part, so that top-m over the grid takes the largest magnitudes.
     Of the K values taken, only the `kept_values` whose weight after the gate is largest in magnitude are summed.
     A value whose sigma is `empty_slot` is chosen and counts as zero. `token_gate` multiplies the output by
-    sigmoid(<w, hidden> + b), one number a token.
+    sigmoid(<w, hidden> + b), one number a token. With `rank_one_keys` stage 1 reads one key matrix a side, folded with
+    u or v.
     """
 
     kind: MemoryKind
@@ -236,6 +238,7 @@ class MemoryLayerSpec:
     output_bias: bool = False
     output_gate_bias: bool = False
     token_gate: bool = False
+    rank_one_keys: bool = False
     kept_values: int | None = None
 
     __pydantic_config__ = _STRICT
@@ -356,7 +359,7 @@ def _head_problems(body: dict[str, Any]) -> list[str]:
 
 
 def _describe(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"]) or "(root)"
+    where = ".".join(map(label, error["loc"])) or "(root)"
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{where}: unknown key"
     if error["type"] in ("missing", "missing_argument"):

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from .checkpoint.header import label
+
 if TYPE_CHECKING:
     from .spec import DecoderSpec, MemoryLayerSpec, ModelSpec, NormSpec, RopeSpec, TableSpec
 
@@ -21,7 +23,7 @@ def model_problems(spec: ModelSpec) -> list[str]:
     for index, layer in enumerate(spec.memory):
         problems += [f"memory.{index}.{p}" for p in _layer_problems(layer, spec)]
     used = {layer.table for layer in spec.memory}
-    problems += [f"tables.{name}: no memory layer uses it" for name in spec.tables if name not in used]
+    problems += [f"tables.{label(name)}: no memory layer uses it" for name in spec.tables if name not in used]
     writes = [layer.write_block for layer in spec.memory]
     twice = sorted({b for b in writes if writes.count(b) > 1})
     return problems + [f"memory: block {b} is written by {writes.count(b)} layers" for b in twice]
@@ -136,9 +138,9 @@ def _experts_problems(d: DecoderSpec) -> list[str]:
 
 
 def _table_problems(name: str, table: TableSpec) -> list[str]:
-    problems = _not_positive({"rows": table.rows, "value_width": table.value_width}, f"tables.{name}.")
+    problems = _not_positive({"rows": table.rows, "value_width": table.value_width}, f"tables.{label(name)}.")
     if table.pre_value_width < 0:
-        problems.append(f"tables.{name}.pre_value_width: must not be negative, found {table.pre_value_width}")
+        problems.append(f"tables.{label(name)}.pre_value_width: must not be negative, found {table.pre_value_width}")
     if not _TABLE_NAME.fullmatch(name):
         problems.append(f"tables: a name is a letter and then letters, digits and _, found {name!r}")
     return problems
@@ -152,11 +154,13 @@ def _storage_problems(name: str, table: TableSpec, spec: ModelSpec) -> list[str]
     cores = {layer.cores if layer.expanded else 1 for layer in readers}
     problems = []
     if len(cores) > 1:
-        problems.append(f"tables.{name}.storage: {table.storage} needs readers that are all expanded alike or none")
+        problems.append(
+            f"tables.{label(name)}.storage: {table.storage} needs readers that are all expanded alike or none"
+        )
     widths = {"value_width": table.value_width // max(1, *cores), "pre_value_width": table.pre_value_width}
     odd = [what for what, width in widths.items() if table.storage == "int4" and width % 2]
     return problems + [
-        f"tables.{name}.{what}: int4 packs two numbers a byte, found rows of {widths[what]}" for what in odd
+        f"tables.{label(name)}.{what}: int4 packs two numbers a byte, found rows of {widths[what]}" for what in odd
     ]
 
 
@@ -185,6 +189,8 @@ def _layer_problems(layer: MemoryLayerSpec, spec: ModelSpec) -> list[str]:
         problems += _signed_problems(layer, spec.decoder.hidden_size)
     if layer.empty_slot is not None and not 0 <= layer.empty_slot < layer.virtual_slots:
         problems.append(f"empty_slot: expected 0 <= slot < {layer.virtual_slots}, found {layer.empty_slot}")
+    if layer.rank_one_keys and (layer.scoring != "tucker" or layer.key_norm):
+        problems.append("rank_one_keys: expected tucker scoring and keys whose norm is folded")
     if layer.kept_values is not None and not (0 < layer.kept_values <= layer.taken and layer.cores == 1):
         problems.append(
             f"kept_values: expected one core and 1..{layer.taken} values, found {layer.cores} and {layer.kept_values}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ from typing import Any, ClassVar
 from ultramem_deploy.checkpoint.header import shown
 from ultramem_deploy.errors import InputError
 
-_MAX_BYTES = 4 << 20
+_MAX_BYTES = 1 << 20
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9_]*)")
 # "1e-5" is a number to every program that wrote such a file, though not to YAML 1.1.
 _FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+")
@@ -59,7 +60,7 @@ def _loader() -> Any:
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             names = [key.value for key, _ in node.value if isinstance(key.value, str)]
-            twice = sorted({name for name in names if names.count(name) > 1})
+            twice = sorted(name for name, count in Counter(names).items() if count > 1)
             if twice:
                 raise yaml.YAMLError(f"key {twice[0]!r} appears twice")
             found = super().construct_mapping(node, deep)

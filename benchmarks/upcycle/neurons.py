@@ -15,8 +15,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -26,10 +24,9 @@ from benchmarks.upcycle.common import arguments, dense_model, drift, held_out, l
 from benchmarks.upcycle.texts import text_file
 from demo.source import cache_directory
 from ultramem_deploy.converters.upcycle.baselines import Choice, fitted, oracle, selective
-from ultramem_deploy.converters.upcycle.calibration import BlockStatistics, calibrate, ffns, shuffled_windows
+from ultramem_deploy.converters.upcycle.calibration import calibrate, ffns, shuffled_windows
 from ultramem_deploy.converters.upcycle.neuron_options import NeuronOptions
-from ultramem_deploy.converters.upcycle.neurons import plan_blocks
-from ultramem_deploy.converters.upcycle.selection import key_scales
+from ultramem_deploy.converters.upcycle.neurons import BlockCurve, block_curves, plan_blocks
 from ultramem_deploy.model import UltraMemModel, load
 from ultramem_deploy.runtime.tokenizer import Tokenizer
 from ultramem_deploy.text import load_corpus
@@ -48,13 +45,14 @@ def main() -> None:
     corpus = load_corpus(text_file(CALIBRATE))
     windows = shuffled_windows(Tokenizer(source), corpus.train, sizes["calibration_tokens"], 256)
     statistics = calibrate(model, windows)
-    spread, tried = choose_spread(source, model, statistics, tokens)
+    curves = block_curves(model, statistics, NeuronOptions(), exact_scales=False)
+    spread, tried = choose_spread(source, model, curves, tokens)
     report = held_out(source, REPORT, tokens)
     reference = logits(model, report)
     curve = []
     for fraction in FRACTIONS:
         row: dict[str, Any] = {"active": fraction}
-        for name, choices in selections(model, statistics, fraction, spread).items():
+        for name, choices in selections(model, curves, fraction, spread).items():
             with selective(model, choices):
                 row[name] = drift(model, report, reference)
         curve.append(row)
@@ -89,36 +87,32 @@ def main() -> None:
 
 
 def choose_spread(
-    source: Path, model: UltraMemModel, statistics: list[BlockStatistics], tokens: int
+    source: Path, model: UltraMemModel, curves: list[BlockCurve], tokens: int
 ) -> tuple[str, dict[str, float]]:
     """The spread with the lower perplexity on the second text at half of the neurons, and both ratios."""
     windows = held_out(source, CHOOSE, tokens)
     reference = logits(model, windows)
     ratios = {}
     for spread in ("error", "even"):
-        with selective(model, planned(model, statistics, 0.5, spread)):
+        with selective(model, planned(model, curves, 0.5, spread)):
             ratios[spread] = drift(model, windows, reference)["ratio"]
     return min(ratios, key=lambda spread: ratios[spread]), ratios
 
 
 def selections(
-    model: UltraMemModel, statistics: list[BlockStatistics], fraction: float, spread: str
+    model: UltraMemModel, curves: list[BlockCurve], fraction: float, spread: str
 ) -> dict[str, list[Choice | None]]:
     """What the oracle and the fitted keys keep: the oracle the same fraction of every block."""
     count = round(fraction * model.spec.decoder.intermediate_size)
     best: list[Choice | None] = [oracle(mlp, count) for mlp in ffns(model)]
-    return {"oracle": best, "fitted": planned(model, statistics, fraction, spread)}
+    return {"oracle": best, "fitted": planned(model, curves, fraction, spread)}
 
 
-def planned(
-    model: UltraMemModel, statistics: list[BlockStatistics], fraction: float, spread: str
-) -> list[Choice | None]:
-    options = NeuronOptions(active=fraction, spread=spread)
-    with torch.no_grad():
-        plans = plan_blocks(model, statistics, options, exact_scales=False)
-        scales = [key_scales(mlp, block, exact=False) for mlp, block in zip(ffns(model), statistics, strict=True)]
+def planned(model: UltraMemModel, curves: list[BlockCurve], fraction: float, spread: str) -> list[Choice | None]:
+    plans = plan_blocks(curves, NeuronOptions(active=fraction, spread=spread))
     return [
-        fitted(mlp, scale, plan.top_m, plan.kept) for mlp, scale, plan in zip(ffns(model), scales, plans, strict=True)
+        fitted(mlp, curve.scale, plan.top_m, plan.kept)
+        for mlp, curve, plan in zip(ffns(model), curves, plans, strict=True)
     ]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from ultramem_deploy.checkpoint import Checkpoint, Stage, TensorTask, source_record
 from ultramem_deploy.checkpoint.carry import carry
 from ultramem_deploy.checkpoint.companions import companion_files
+from ultramem_deploy.checkpoint.header import shown
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.spec import ModelSpec, read_json
 
@@ -35,7 +36,7 @@ def diff_checkpoints(
         "tensors": {c.name: _described(c) for c in changes},
     }
     if out is not None:
-        summary["delta_bytes"] = _write_delta(base, changed, out, changes, two, overwrite)
+        summary |= _write_delta(base, changed, out, changes, two, overwrite)
     return summary
 
 
@@ -46,7 +47,7 @@ def _described(change: Change) -> dict[str, Any]:
 
 def _write_delta(
     base: Path, changed: Path, out: Path, changes: list[Change], source: Checkpoint, overwrite: bool
-) -> int:
+) -> dict[str, Any]:
     tasks = [task for change in changes for task in _delta_tasks(change, source)]
     entries = {c.name: _described(c) | {"base_sha256": c.base_sha256} for c in changes}
     records = [source_record(base), source_record(changed)]
@@ -57,7 +58,7 @@ def _write_delta(
             config = ModelSpec.load(changed).to_config()
             stage.write_json(DESCRIPTION, {"format": FORMAT, "config": config, "tensors": entries})
             stage.receipt = {"tensors": len(changes)}
-    return sum(task.nbytes for task in tasks)
+    return {"delta_bytes": sum(task.nbytes for task in tasks)} | stage.notes
 
 
 def _delta_tasks(change: Change, source: Checkpoint) -> list[TensorTask]:
@@ -92,7 +93,7 @@ def patch_checkpoint(
 
     Shards that hold no changed tensor are linked. Raises InputError where `delta` is none, or belongs to another base.
     """
-    description = _read_delta(delta)
+    description = read_delta(delta)
     source = Checkpoint.open(base)
     entries: dict[str, dict[str, Any]] = description["tensors"]
     spec = ModelSpec.from_config(description["config"], f"{delta.name}/{DESCRIPTION}")
@@ -109,10 +110,11 @@ def patch_checkpoint(
             for file in companion_files(base):
                 stage.link_file(file)
             stage.receipt = {"tensors": len(entries), "rows": sum(e["rows"] for e in entries.values())}
-    return stage.receipt | {"up_to_date": stage.up_to_date}
+    return stage.receipt | {"up_to_date": stage.up_to_date} | stage.notes
 
 
-def _read_delta(delta: Path) -> dict[str, Any]:
+def read_delta(delta: Path) -> dict[str, Any]:
+    """`delta.json`: format, config and tensors {name: {kind, rows, …}}. Raises InputError for what is no delta."""
     description = read_json(delta / DESCRIPTION)
     if description.get("format") != FORMAT or not isinstance(description.get("tensors"), dict):
         raise InputError(
@@ -120,10 +122,10 @@ def _read_delta(delta: Path) -> dict[str, Any]:
         )
     for name, entry in description["tensors"].items():
         if not isinstance(entry, dict) or entry.get("kind") not in ("rows", "replaced", "added", "removed"):
-            raise InputError(f"{delta}/{DESCRIPTION}: tensor {name}: not an entry that this version knows")
+            raise InputError(f"{delta}/{DESCRIPTION}: tensor {shown(name)}: not an entry that this version knows")
         if not isinstance(entry.get("rows"), int):
             raise InputError(
-                f"{delta}/{DESCRIPTION}: tensor {name}: rows: expected a number, found {entry.get('rows')!r}"
+                f"{delta}/{DESCRIPTION}: tensor {shown(name)}: rows: expected a number, found {entry.get('rows')!r}"
             )
     return description
 
@@ -133,7 +135,9 @@ def _check_base(base: Path, source: Checkpoint, entries: dict[str, dict[str, Any
         expected = entry.get("base_sha256")
         found = tensor_sha256(source, name) if name in source.tensors else None
         if found != expected:
-            raise InputError(f"{base}: tensor {name} is not the one that the delta was made from: patch its own base")
+            raise InputError(
+                f"{base}: tensor {shown(name)} is not the one that the delta was made from: patch its own base"
+            )
 
 
 def _patched(name: str, entry: dict[str, Any], source: Checkpoint, delta: Checkpoint) -> TensorTask:
@@ -144,7 +148,9 @@ def _patched(name: str, entry: dict[str, Any], source: Checkpoint, delta: Checkp
     limit = info.shape[0] if info.shape else 1
     ordered = rows.ndim == 1 and bool((np.diff(rows) > 0).all()) and (not len(rows) or 0 <= rows[0] <= rows[-1] < limit)
     if not ordered or values.shape != (len(rows), *info.shape[1:]) or delta.info(f"{name}:values").dtype != info.dtype:
-        raise InputError(f"{delta.path}: tensor {name}: rows and values do not fit the base's {list(info.shape)}")
+        raise InputError(
+            f"{delta.path}: tensor {shown(name)}: rows and values do not fit the base's {list(info.shape)}"
+        )
 
     def merged(start: int, stop: int) -> np.ndarray[Any, Any]:
         out = source.read_rows(name, start, stop)

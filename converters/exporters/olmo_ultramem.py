@@ -49,7 +49,7 @@ def export_olmo_ultramem(
             for file in companion_files(src):
                 stage.link_file(file)
             stage.receipt = dict(summary)
-    return summary | {"up_to_date": stage.up_to_date}
+    return summary | {"up_to_date": stage.up_to_date} | stage.notes
 
 
 def _counter(total: int, progress: Progress | None) -> Callable[[int], None] | None:

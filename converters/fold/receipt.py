@@ -80,7 +80,7 @@ def _run(
     row_bytes = 4 * layer.spec.taken * (table.value_width + table.pre_value_width)
     outputs, indices = [], []
     for part in torch.split(hidden, max(1, min(layer.chunk_tokens, GATHERED_BYTES // row_bytes))):
-        raw, chosen = layer.retrieve(part)[2:]
+        raw, chosen = layer.retrieve(part)
         scores = layer.weights(raw, chosen)
         addresses = layer.addresses(chosen)
         rows, places = torch.unique(addresses % table.rows, return_inverse=True)

@@ -16,14 +16,14 @@ from ultramem_deploy.checkpoint.companions import companion_files
 from ultramem_deploy.defaults import BATCHES, DEFAULT_BUDGET
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.layout import tensor_layout
-from ultramem_deploy.planning.choice import MODES, Choice, choose_folds
+from ultramem_deploy.planning.choice import MODES, Choice, choose_folds, folds_of
 from ultramem_deploy.planning.folds import folded_spec
 from ultramem_deploy.planning.machine import new_table_room
 from ultramem_deploy.planning.scratch import projection_held
 from ultramem_deploy.spec import ModelSpec
 
 from .expand import ExpandedLayer, release_projection
-from .keys import key_tasks
+from .keys import key_tasks, rank_one_tasks
 from .reorder import reorder_tasks
 
 DTYPES = ("keep", "float32", "bfloat16", "float16")
@@ -47,15 +47,16 @@ def fold_checkpoint(
     """Write `out`: the decoder's shards linked, every memory layer folded by `mode`. Returns the preservation receipt.
 
     expand: tables of M*d numbers a virtual slot. shuffle: rows in retrieval order, or an int32 shuffle. keys: the key
-    norm alone, which the other two fold as well. auto: what `plan` chooses for `batches`. Products are computed in
-    float64; rewritten table values are rounded once to `dtype` ("keep": that of the source's table).
+    norm alone, which the others fold as well. rank1: keys, and stage 1 of the retrieval reads one key matrix a side,
+    folded with u or v. auto: what `plan` chooses for `batches`. Products are computed in float64; rewritten table
+    values are rounded once to `dtype` ("keep": that of the source's table).
     Raises InputError for unknown options, a model without foldable layers, or too small a disk or memory budget.
     """
     _check(mode, dtype, batches)
     work = FoldJob.plan(src, out, mode, None if dtype == "keep" else dtype, batches or BATCHES)
     groups = work.groups()
     chunks_in_flight([task for tasks in groups.values() for task in tasks], 1, memory_budget, work.held_bytes)
-    options = {"mode": mode, "dtype": dtype, "folds": [choice.fold for choice in work.choices]}
+    options = {"mode": mode, "dtype": dtype, "folds": [choice.whole for choice in work.choices]}
     # One thread a chunk: the bytes must not depend on how many cores a machine has.
     with (
         threadpool_limits(1),  # type: ignore[no-untyped-call]
@@ -74,7 +75,7 @@ def fold_checkpoint(
         ) as stage,
     ):
         if stage.up_to_date:
-            return stage.receipt | {"up_to_date": True}
+            return stage.receipt | {"up_to_date": True} | stage.notes
         stage.require_room(groups, _ADVICE.get(mode, ""))
         work.write(stage, groups)
         for file in companion_files(src):
@@ -112,7 +113,7 @@ class FoldJob:
         if missing:
             source.info(missing[0])
         choices = choose_folds(spec, dtypes, mode, batches, new_table_room(out))
-        folded = folded_spec(spec, [choice.fold for choice in choices])
+        folded = folded_spec(spec, *folds_of(choices))
         if dtype is not None and folded.tables == spec.tables:
             raise InputError("--dtype: applies to rewritten table values, and this fold rewrites none; leave it out")
         if dtype is not None and any(table.storage != "float" for table in spec.tables.values()):
@@ -136,7 +137,7 @@ class FoldJob:
         memory: list[TensorTask] = []
         tables: list[TensorTask] = []
         for index, choice in enumerate(self.choices):
-            made = self._tasks(index, choice.fold)
+            made = self._tasks(index, choice)
             tables += [task for task in made if task.name.startswith("tables.")]
             memory += [task for task in made if not task.name.startswith("tables.")]
         made_names = {task.name for task in memory}
@@ -144,13 +145,13 @@ class FoldJob:
         memory += [TensorTask.copy(self.source, name) for name in kept]
         return {group: tasks for group, tasks in (("memory", memory), ("tables", tables)) if tasks}
 
-    def _tasks(self, index: int, fold: str) -> list[TensorTask]:
-        if fold == "none":
-            return []
-        tasks = key_tasks(self.spec, index, self.source)
-        if fold == "expand":
+    def _tasks(self, index: int, choice: Choice) -> list[TensorTask]:
+        tasks = key_tasks(self.spec, index, self.source) if choice.fold != "none" else []
+        if choice.rank_one:
+            tasks += rank_one_tasks(self.spec, index, self.source)
+        if choice.fold == "expand":
             tasks += ExpandedLayer.of(self.spec, self.folded, index, self.source).tasks(self.dtype)
-        elif fold == "shuffle":
+        elif choice.fold == "shuffle":
             tasks += reorder_tasks(self.spec, self.folded, index, self.source, self.dtype)
         return tasks
 
@@ -172,5 +173,5 @@ class FoldJob:
 
         receipt = fold_receipt((self.spec, self.source), (self.folded, staged(stage)))
         for layer, choice in zip(receipt["layers"], self.choices, strict=True):
-            layer |= {"choice": choice.fold, "reason": choice.reason}
+            layer |= {"choice": choice.name, "rank_one_keys": choice.rank_one, "reason": choice.reason}
         return receipt

@@ -20,6 +20,12 @@ def check_options(spec: ModelSpec, options: HealOptions) -> None:
     """InputError for a model without memory layers, or for an option outside its range."""
     if not spec.memory:
         raise InputError("heal: the model has no memory layers to train; run upcycle first")
+    folded = [index for index, layer in enumerate(spec.memory) if layer.rank_one_keys]
+    if folded:
+        raise InputError(
+            f"heal: memory layer {folded[0]} has rank-1 keys, which are folded from its keys and would not follow them;"
+            " heal the checkpoint from before `fold`"
+        )
     codes = [f"table {name!r} ({table.storage})" for name, table in spec.tables.items() if table.storage != "float"]
     codes += [f"dense weights ({spec.decoder.dense})"] if spec.decoder.dense != "float" else []
     if codes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from ultramem_deploy.checkpoint.header import shown
@@ -80,11 +81,19 @@ class ConfigReader:
 
     def finish(self, ignored: Iterable[str], more: Iterable[str] = ()) -> None:
         """Raise ConfigError if there were problems, among them keys that nobody read and `ignored` does not list."""
-        unknown = sorted(set(self.config) - self._seen - set(ignored))
-        self.problems += [f"{shown(key)}: unknown key (value {shown(self.config[key], 40)})" for key in unknown]
+        ignored = set(ignored)
+        unknown = sorted(set(self.config) - self._seen - ignored)
+        known = [key for key in (*self._seen, *ignored) if key not in self.config]
+        self.problems += [_unknown(key, self.config[key], known) for key in unknown]
         self.problems += more
         if self.problems:
             raise ConfigError(self.where, self.problems)
+
+
+def _unknown(key: str, value: Any, known: Iterable[str]) -> str:
+    near = get_close_matches(key[:60], sorted(known), 1, 0.8)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{shown(key)}: unknown key (value {shown(value, 40)}){hint}"
 
 
 def checked_number(value: Any, spec: Key) -> tuple[Any, str]:

@@ -14,6 +14,7 @@ from .llama import LLAMA
 from .meta_memory import MetaMemoryImporter
 from .mistral import MISTRAL
 from .mixtral import MIXTRAL
+from .nearest import nearest_family
 from .olmo import OLMO
 from .olmo2 import OLMO2
 from .olmo_ultramem import OlmoUltraMemImporter
@@ -63,6 +64,8 @@ def choose_importer(source: Source, family: str | None = None) -> Importer:
         if importer.detect(source):
             return importer
     misses = [miss for importer in IMPORTERS if (miss := importer.near_miss(source))]
+    if not misses and source.gguf is None:
+        misses = [miss for miss in [nearest_family(source, IMPORTERS)] if miss]
     hint = f"; {'; '.join(misses)}" if misses else ""
     supported = ", ".join(f"{one.family} ({', '.join(one.recognises)})" for one in IMPORTERS)
     raise InputError(f"{source.where}: unknown model: {described(source)}{hint}; supported: {supported}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,7 @@ class MemoryGraph:
     def __call__(self, hidden: str) -> str:
         """hidden [T, d] -> [T, d], named memory.{i}.output; the choice is memory.{i}.scores and .indices."""
         s, g = self.spec, self.graph
-        row, col = self._key_scores(hidden)
-        names = [f"{self.prefix}.scores", f"{self.prefix}.indices"]
-        raw, indices = g.ops(f"{DOMAIN}::TuckerTopK", 2, row, col, *self._factors(), out=names, k=s.top_m)
+        raw, indices = self._retrieve(hidden)
         sigma = self._sigma(indices)
         scores = self._weights(raw, sigma)
         addresses = self._addresses(sigma)
@@ -40,20 +39,68 @@ class MemoryGraph:
         looked_up = self._lookup(addresses, scores)
         return g.op("Identity", self._project(looked_up, hidden), out=f"{self.prefix}.output")
 
+    def _retrieve(self, hidden: str) -> tuple[str, str]:
+        """Scores [T, K, M] before any gate and virtual indices [T, K]."""
+        names = f"{self.prefix}.scores", f"{self.prefix}.indices"
+        if not self.spec.rank_one_keys:
+            raw, indices = self._top_k(*self._key_scores(hidden), names)
+            return raw, indices
+        query = self._queries(hidden)
+        rows, row = self._candidates(query, 0)
+        cols, col = self._candidates(query, 1)
+        # Every candidate that is left passes stage 1 of the operator: it keeps top_m a side.
+        raw, among = self._top_k(row, col, (names[0], f"{self.prefix}.pairs"))
+        return raw, self._virtual(among, rows, cols, names[1])
+
+    def _top_k(self, row: str, col: str, names: Sequence[str]) -> list[str]:
+        factors = self._factors()
+        return self.graph.ops(f"{DOMAIN}::TuckerTopK", 2, row, col, *factors, out=list(names), k=self.spec.top_m)
+
+    def _queries(self, hidden: str) -> str:
+        """[T, query heads, 2, kdim], normalised."""
+        s = self.spec
+        query = self._linear(hidden, "query", s.query_bias)
+        query = self.graph.reshape(query, -1, s.query_heads, 2, s.key_width)
+        if s.query_norm:
+            query = self.dialect.norm(query, s.query_norm, f"{self.prefix}.query_norm", s.key_width)
+        return query
+
+    def _candidates(self, query: str, side: int) -> tuple[str, str]:
+        """Stage 1 on rank-1 keys: the keys kept, int64 [T, H, m], and their exact scores [T, H, R, m]."""
+        s, g = self.spec, self.graph
+        n, name = (s.row_keys, s.col_keys)[side], ("row", "col")[side]
+        m = min(s.top_m, n)
+        first = g.reshape(self._side(query, side, f"{name}_rank_one", 1), -1, s.heads, n)
+        kept = g.ops("TopK", 2, first, g.constant([m]), axis=-1)[1]
+        starts = np.arange(s.heads * s.rank).reshape(s.heads, s.rank, 1) * n
+        at = g.op("Add", g.op("Unsqueeze", kept, g.constant([2])), g.constant(starts))
+        exact = g.op("Gather", g.weight(f"{self.prefix}.{name}_keys", (s.heads * s.rank * n, s.key_width)), at, axis=0)
+        exact = g.reshape(exact, -1, s.heads, s.rank * m, s.key_width)
+        own = g.op("Unsqueeze", g.op("Gather", query, g.constant(side), axis=2), g.constant([3]))
+        return kept, g.reshape(g.op("MatMul", exact, own), -1, s.heads, s.rank, m)
+
+    def _virtual(self, among: str, rows: str, cols: str, out: str) -> str:
+        """Pairs of candidates [T, K] -> virtual indices [T, K]."""
+        s, g = self.spec, self.graph
+        width = g.constant(min(s.top_m, s.col_keys))
+        pair = g.reshape(among, -1, s.heads, s.top_m)
+        row = g.op("GatherElements", rows, g.op("Div", pair, width), axis=2)
+        col = g.op("GatherElements", cols, g.op("Mod", pair, width), axis=2)
+        virtual = g.op("Add", g.op("Mul", row, g.constant(s.col_keys)), col)
+        return g.op("Reshape", virtual, g.constant([-1, s.taken]), out=out)
+
     def _key_scores(self, hidden: str) -> tuple[str, str]:
         """[T, H, R, n] of both sides; additive keys become rank 2: [s, 1] and [1, s]."""
         s, g = self.spec, self.graph
         if s.scoring == "signed":
             col = self._scored(hidden, "col_keys", s.rank, s.col_keys)
             return self._signs(col), g.op("Identity", col, out=f"{self.prefix}.col_scores")
-        query = self._linear(hidden, "query", s.query_bias)
-        query = g.reshape(query, -1, s.query_heads, 2, s.key_width)
-        if s.query_norm:
-            query = self.dialect.norm(query, s.query_norm, f"{self.prefix}.query_norm", s.key_width)
+        query = self._queries(hidden)
+        sides = [(query, side, ("row_keys", "col_keys")[side], s.key_rank) for side in (0, 1)]
         names = [f"{self.prefix}.row_scores", f"{self.prefix}.col_scores"]
         if s.scoring == "tucker":
-            return self._side(query, 0, names[0]), self._side(query, 1, names[1])
-        row, col = self._side(query, 0), self._side(query, 1)
+            return self._side(*sides[0], names[0]), self._side(*sides[1], names[1])
+        row, col = self._side(*sides[0]), self._side(*sides[1])
         row_ones, col_ones = self._ones(row), self._ones(col)
         return (
             g.op("Concat", row, row_ones, axis=2, out=names[0]),
@@ -63,11 +110,11 @@ class MemoryGraph:
     def _linear(self, x: str, name: str, bias: bool) -> str:
         return linear(self.dialect, x, f"{self.prefix}.{name}", bias)
 
-    def _side(self, query: str, side: int, out: str | None = None) -> str:
+    def _side(self, query: str, side: int, name: str, rank: int, out: str | None = None) -> str:
+        """Scores [T, H, rank, n] of a side's queries with the keys `name`."""
         s, g = self.spec, self.graph
-        n, rank = (s.row_keys, s.col_keys)[side], s.rank if s.scoring == "tucker" else 1
+        n = (s.row_keys, s.col_keys)[side]
         queries = g.op("Gather", query, g.constant(side), axis=2)
-        name = ("row_keys", "col_keys")[side]
         if s.query_heads == 1:
             return self._scored(g.reshape(queries, -1, s.key_width), name, rank, n, out)
         keys = self._keys(name, rank * n)

@@ -30,10 +30,10 @@ class NeuronOptions:
         },
     )
     spread: str = field(
-        default="error",
+        default="even",
         metadata={
-            "help": "error: blocks that lose more get more of the neurons, --active on average; even: all the same.",
-            "choices": ("error", "even"),
+            "help": "even: the same in every block; error: blocks that lose more get more, --active on average.",
+            "choices": ("even", "error"),
         },
     )
     calibration_tokens: int = field(default=4096, metadata={"help": "Tokens of the text that the keys are fitted on."})

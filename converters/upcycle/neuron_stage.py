@@ -23,7 +23,7 @@ from ultramem_deploy.text import load_corpus
 
 from .calibration import calibrate, shuffled_windows
 from .neuron_options import NeuronOptions, check_neuron_options
-from .neurons import neuron_spec, neuron_tasks, plan_blocks
+from .neurons import block_curves, neuron_spec, neuron_tasks, plan_blocks
 from .receipt import costs, measure
 
 Progress = Callable[[int, int, str], None]
@@ -65,7 +65,8 @@ def upcycle_neurons(
         dtype = source.info("model.layers.0.mlp.up_proj.weight").dtype
         dense = load(src, dtype="float32")
         statistics = calibrate(dense, windows, progress)
-        plans = plan_blocks(dense, statistics, options, exact_scales=dtype != "float32")
+        curves = block_curves(dense, statistics, options, exact_scales=dtype != "float32")
+        plans = plan_blocks(curves, options)
         new_spec, groups = neuron_spec(spec, plans), neuron_tasks(source, plans)
         chunks_in_flight([task for tasks in groups.values() for task in tasks], 1, memory_budget)
         made = _write(stage, source, new_spec, groups)

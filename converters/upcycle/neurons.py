@@ -8,7 +8,7 @@ scores: two virtual blocks, one a sign, share each physical slot (`scoring` "sig
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -35,25 +35,39 @@ from .selection import (
 _CURVE_TOKENS = 256
 
 
-def plan_blocks(
+@dataclass(frozen=True)
+class BlockCurve:
+    """What a block loses on the calibration text by slots kept: relative output errors; the rest as in a plan."""
+
+    scale: torch.Tensor
+    shared: torch.Tensor
+    errors: dict[int, float]
+
+
+def block_curves(
     model: UltraMemModel, statistics: list[BlockStatistics], options: NeuronOptions, exact_scales: bool
-) -> list[BlockPlan]:
-    """The neurons of every block: which stay dense, which a memory holds and how many of those a token takes."""
+) -> list[BlockCurve]:
+    """Every block's curve; of `options` only `shared` and `retrieve` matter."""
     neurons = model.spec.decoder.intermediate_size
     shared_count = round(options.shared * neurons)
     counts = grid_counts(neurons, shared_count, options.retrieve)
     pairs = [(retrieved(neurons - shared_count, count, options.retrieve), count) for count in counts]
-    drafts, curves = [], []
+    curves = []
     for mlp, block in zip(ffns(model), statistics, strict=True):
         scale = key_scales(mlp, block, exact_scales)
         shared = block.mean_importance.topk(shared_count).indices.sort().values
         errors = error_curve(mlp, scale, shared, block.sample[:_CURVE_TOKENS], pairs)
-        drafts.append((scale, shared))
-        curves.append(dict(zip(counts, errors, strict=True)))
-    chosen = _chosen(curves, options, neurons, shared_count)
+        curves.append(BlockCurve(scale, shared, dict(zip(counts, errors, strict=True))))
+    return curves
+
+
+def plan_blocks(curves: list[BlockCurve], options: NeuronOptions) -> list[BlockPlan]:
+    """The neurons of every block: which stay dense, which a memory holds and how many of those a token takes."""
+    neurons, shared = len(curves[0].scale), len(curves[0].shared)
+    chosen = _chosen([curve.errors for curve in curves], options, neurons, shared)
     return [
-        _plan(block, scale, shared, kept, curve[kept], options)
-        for block, ((scale, shared), kept, curve) in enumerate(zip(drafts, chosen, curves, strict=True))
+        _plan(block, curve.scale, curve.shared, kept, curve.errors[kept], options)
+        for block, (curve, kept) in enumerate(zip(curves, chosen, strict=True))
     ]
 
 

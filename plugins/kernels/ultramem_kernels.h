@@ -31,7 +31,8 @@ typedef enum UltramemCode {
   ULTRAMEM_OK = 0,
   ULTRAMEM_BAD_ADDRESS = 1,       // token, slot and address say which; outputs of the range are unspecified
   ULTRAMEM_UNSUPPORTED_TYPE = 2,  // an element type that the kernel does not take in that place
-  ULTRAMEM_BAD_SHAPE = 3          // sizes that contradict each other, or a range outside the problem
+  ULTRAMEM_BAD_SHAPE = 3,         // sizes that contradict each other, or a range outside the problem
+  ULTRAMEM_OUT_OF_MEMORY = 4      // no scratch for a thread
 } UltramemCode;
 
 typedef struct UltramemStatus {
@@ -126,6 +127,34 @@ UltramemStatus ultramem_sparse_lookup(const UltramemSparseLookup* problem, Ultra
 UltramemStatus ultramem_sparse_gate(const UltramemSparseGate* problem, UltramemRange pairs, void* scratch);
 // `items` within [0, tokens*heads).
 UltramemStatus ultramem_tucker_topk(const UltramemTuckerTopK* problem, UltramemRange items, void* scratch);
+
+typedef void (*UltramemTask)(void* data, size_t index);
+
+// The host's threads: `parallel_for` calls task(data, i) for i in [0, count), count <= 64, in any order, and returns
+// when all are done. Null, or a null parallel_for, is the calling thread alone.
+typedef struct UltramemThreads {
+  void (*parallel_for)(void* host, UltramemTask task, size_t count, void* data);
+  void* host;
+  int64_t count;  // threads that tasks are meant for; 0 is as many as the machine has
+} UltramemThreads;
+
+// Whole problems, over the host's threads; scratch is kept by each thread. What a library that contains the kernels
+// offers to hosts without an adapter of their own.
+ULTRAMEM_PUBLIC UltramemStatus ultramem_sparse_lookup_run(const UltramemSparseLookup* problem,
+                                                          const UltramemThreads* threads);
+ULTRAMEM_PUBLIC UltramemStatus ultramem_sparse_gate_run(const UltramemSparseGate* problem,
+                                                        const UltramemThreads* threads);
+ULTRAMEM_PUBLIC UltramemStatus ultramem_tucker_topk_run(const UltramemTuckerTopK* problem,
+                                                        const UltramemThreads* threads);
+
+// `parallel` is GOMP_parallel, which GNU's, LLVM's and Intel's OpenMP offer alike.
+typedef struct UltramemOpenMp {
+  void (*parallel)(void (*work)(void*), void* data, unsigned threads, unsigned flags);
+  unsigned threads;
+} UltramemOpenMp;
+
+// A parallel_for whose host is an UltramemOpenMp.
+ULTRAMEM_PUBLIC void ultramem_openmp_for(void* host, UltramemTask task, size_t count, void* data);
 
 // The instruction set in use, "plain", "avx2" or "avx512": the best of this machine, or what ULTRAMEM_CPU asks for.
 // Decided once a process.

@@ -1,14 +1,11 @@
 #include "context.h"
 
-#include <array>
-#include <exception>
 #include <memory>
+#include <new>
 #include <string>
 
 namespace ultramem::onnxruntime {
 namespace {
-
-constexpr std::size_t kAlignment = 64;
 
 bool is_allowed(const Operator& op, const Port& port, ElementType type) {
   for (int v = 0; v < op.type_count; ++v) {
@@ -18,48 +15,6 @@ bool is_allowed(const Operator& op, const Port& port, ElementType type) {
     }
   }
   return false;
-}
-
-// Scratch that each of the host's threads keeps between runs: it only grows.
-void* thread_scratch(std::size_t bytes) {
-  thread_local std::vector<std::byte> memory;
-  if (memory.size() < bytes + kAlignment) memory.resize(bytes + kAlignment);
-  void* at = memory.data();
-  std::size_t space = memory.size();
-  return std::align(kAlignment, bytes, at, space);
-}
-
-// What the host's threads share. Exceptions must not cross the host's frames, so each task leaves its outcome here.
-struct Batch {
-  const Context::Task& task;
-  std::size_t scratch_bytes;
-  std::array<UltramemStatus, Context::kMostTasks> statuses{};
-  std::array<std::exception_ptr, Context::kMostTasks> exceptions{};
-};
-
-void run_one(void* data, std::size_t index) {
-  auto& batch = *static_cast<Batch*>(data);
-  try {
-    batch.statuses[index] = batch.task(static_cast<std::int64_t>(index), thread_scratch(batch.scratch_bytes));
-  } catch (...) {
-    batch.exceptions[index] = std::current_exception();
-  }
-}
-
-void raise(const Operator& op, const UltramemStatus& status) {
-  const std::string name = op.name;
-  switch (status.code) {
-    case ULTRAMEM_OK:
-      return;
-    case ULTRAMEM_BAD_ADDRESS:
-      throw BadInput(name + ": address " + std::to_string(status.address) + " at token " +
-                     std::to_string(status.token) + ", slot " + std::to_string(status.slot) +
-                     " lies outside the table: the indices do not belong to this table");
-    case ULTRAMEM_UNSUPPORTED_TYPE:
-      throw BadInput(name + ": the kernel does not take this combination of element types");
-    case ULTRAMEM_BAD_SHAPE:
-      throw std::logic_error(name + ": the adapter passed shapes that the kernel refuses");
-  }
 }
 
 }  // namespace
@@ -123,17 +78,26 @@ void* Context::gpu_stream() const {
   return stream;
 }
 
-void Context::run(std::int64_t count, std::size_t scratch_bytes, const Task& task) const {
-  Batch batch{task, scratch_bytes};
-  if (count == 1) {
-    run_one(&batch, 0);
-  } else if (count > 1) {
-    const auto total = static_cast<std::size_t>(count);
-    check(ort::KernelContextParallelFor::of(api_)(host_, run_one, total, 0, &batch));
-  }
-  for (std::size_t i = 0; i < batch.statuses.size(); ++i) {
-    if (batch.exceptions[i] != nullptr) std::rethrow_exception(batch.exceptions[i]);
-    raise(op_, batch.statuses[i]);
+void Context::parallel_for(void* host, UltramemTask task, std::size_t count, void* data) {
+  const auto& threads = *static_cast<Threads*>(host);
+  *threads.failed = ort::KernelContextParallelFor::of(threads.api)(threads.host, task, count, 0, data);
+}
+
+void Context::raise(const UltramemStatus& status) const {
+  const std::string name = op_.name;
+  switch (status.code) {
+    case ULTRAMEM_OK:
+      return;
+    case ULTRAMEM_BAD_ADDRESS:
+      throw BadInput(name + ": address " + std::to_string(status.address) + " at token " +
+                     std::to_string(status.token) + ", slot " + std::to_string(status.slot) +
+                     " lies outside the table: the indices do not belong to this table");
+    case ULTRAMEM_UNSUPPORTED_TYPE:
+      throw BadInput(name + ": the kernel does not take this combination of element types");
+    case ULTRAMEM_BAD_SHAPE:
+      throw std::logic_error(name + ": the adapter passed shapes that the kernel refuses");
+    case ULTRAMEM_OUT_OF_MEMORY:
+      throw std::bad_alloc();
   }
 }
 

@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <vector>
 
 #include "../kernels/ultramem_kernels.h"
@@ -40,17 +39,29 @@ class Context {
   // The memory of output `index`, allocated in this shape.
   void* output(int index, const Shape& shape) const;
 
-  // Runs task(i, scratch) for i in [0, count), count <= kMostTasks, on the host's threads; every call has its own
-  // `scratch_bytes` of scratch. Throws BadInput that names the first bad address, if a task found one.
-  using Task = std::function<UltramemStatus(std::int64_t index, void* scratch)>;
-  void run(std::int64_t count, std::size_t scratch_bytes, const Task& task) const;
+  // Runs a problem on the host's threads. Throws BadInput that names the first bad address, if there is one.
+  template <typename Problem>
+  void run(const Problem& problem) const {
+    OrtStatus* failed = nullptr;
+    Threads host{api_, host_, &failed};
+    const UltramemThreads threads{parallel_for, &host, 0};
+    const UltramemStatus status = problem(&threads);
+    check(failed);
+    raise(status);
+  }
 
   // The stream that a GPU's provider computes on (CUDA's cudaStream_t); null on the CPU.
   void* gpu_stream() const;
 
-  static constexpr std::int64_t kMostTasks = 64;
-
  private:
+  struct Threads {
+    const OrtApi* api;
+    OrtKernelContext* host;
+    OrtStatus** failed;
+  };
+
+  static void parallel_for(void* host, UltramemTask task, std::size_t count, void* data);
+  void raise(const UltramemStatus& status) const;
   const OrtValue* value(int index) const;
   Input input(int index) const;
 
@@ -58,36 +69,5 @@ class Context {
   const Operator& op_;
   OrtKernelContext* host_;
 };
-
-// Bytes of one element.
-inline std::int64_t size_of(ElementType type) {
-  switch (type) {
-    case ElementType::kInt64:
-      return 8;
-    case ElementType::kFloat32:
-      return 4;
-    case ElementType::kInt8:
-    case ElementType::kUint8:
-      return 1;
-    case ElementType::kFloat16:
-    case ElementType::kBFloat16:
-      break;
-  }
-  return 2;
-}
-
-// Part `index` of [0, size) cut into `parts` nearly equal ranges.
-inline UltramemRange part_of(std::int64_t size, std::int64_t parts, std::int64_t index) {
-  const std::int64_t each = size / parts, more = size % parts;
-  const std::int64_t begin = index * each + (index < more ? index : more);
-  return {begin, begin + each + (index < more ? 1 : 0)};
-}
-
-// How many tasks to make of `bytes` of memory traffic: few enough that handing one over costs little beside it.
-inline std::int64_t tasks_for(std::int64_t bytes) {
-  constexpr std::int64_t kBytesEach = 64 << 10;
-  const std::int64_t tasks = bytes / kBytesEach;
-  return tasks < 1 ? 1 : tasks > Context::kMostTasks ? Context::kMostTasks : tasks;
-}
 
 }  // namespace ultramem::onnxruntime

@@ -23,7 +23,7 @@ def test_the_chain_of_each_artifact(um: Invoke, chain: Chain, made: str, stages:
 def test_tables_and_reasons(um: Invoke, chain: Chain) -> None:
     result = um("plan", chain.paths["heal"])
     assert result.exit_code == 0 and result.stderr == ""
-    for part in ("batch 512", "layer 0, ", "peak memory", "disk free", "profile", "\nfits\n"):
+    for part in ("batch 512", "layer 0: ", "peak memory", "disk free", "profile", "\nfits\n"):
         assert part in result.stdout
 
 

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from tests import builders as b
 from tests.conftest import Written
 from tests.converters.test_fold import arrays
-from tests.formulas_memory import memory_layer
+from tests.formulas_memory import memory_layer, norm
 from tests.model.test_memory import assert_same, build, changed, hidden_states, layers, run
 from ultramem_deploy.checkpoint import Checkpoint, read_provenance
 from ultramem_deploy.checkpoint.budget import chunk_bytes
 from ultramem_deploy.converters.fold.stage import FoldJob
 from ultramem_deploy.errors import InputError
-from ultramem_deploy.pipeline import export, fold, plan, verify
+from ultramem_deploy.pipeline import export, fold, heal, plan, verify
+from ultramem_deploy.planning.choice import folds_of
 from ultramem_deploy.planning.work import Stored, fold_work
 from ultramem_deploy.spec import ModelSpec, TableSpec
 
@@ -43,6 +44,8 @@ CASES = {
     "keys": (b.V2, "keys"),
     "mixed, shuffle": (MIXED, "shuffle"),
     "mixed, keys": (MIXED, "keys"),
+    "rank-1 keys": (b.V2, "rank1"),
+    "mixed, rank-1 keys": (MIXED, "rank1"),
     "mixed, auto": (MIXED, "auto"),
 }
 
@@ -61,8 +64,10 @@ def test_logits_are_equal(spec: ModelSpec, mode: str, written: Written, tmp_path
 def test_every_choice_can_stand_beside_the_others(written: Written, tmp_path: Path) -> None:
     receipt = fold(written(MIXED), tmp_path / "out", mode="auto", batch=1)
     assert [layer["choice"] for layer in receipt["layers"]] == ["expand", "expand", "keys", "none"]
+    assert [layer["rank_one_keys"] for layer in receipt["layers"]] == [True, True, False, False]
     receipt = fold(written(MIXED, "again"), tmp_path / "large", mode="auto", batch=10**6)
     assert [layer["choice"] for layer in receipt["layers"]] == ["shuffle", "shuffle", "keys", "none"]
+    assert not any(layer["rank_one_keys"] for layer in receipt["layers"])
     provenance = read_provenance(tmp_path / "large")
     assert provenance is not None and provenance["options"]["folds"] == ["shuffle", "shuffle", "keys", "none"]
 
@@ -83,7 +88,7 @@ def test_what_is_stored(written: Written, tmp_path: Path) -> None:
 
 
 @settings(max_examples=15)
-@given(layers(), st.integers(0, 2**16), st.sampled_from(["shuffle", "keys", "expand"]), st.booleans())
+@given(layers(), st.integers(0, 2**16), st.sampled_from(["shuffle", "keys", "expand", "rank1"]), st.booleans())
 def test_any_layer_computes_the_formula(
     tmp_path_factory: pytest.TempPathFactory, spec: ModelSpec, seed: int, mode: str, one_block: bool
 ) -> None:
@@ -92,7 +97,8 @@ def test_any_layer_computes_the_formula(
         slots = layer.virtual_slots
         table = replace(spec.tables["t"], rows=slots + layer.offset + 1)
         spec = replace(spec, memory=(replace(layer, blocks=1, slots=slots),), tables={"t": table})
-    assume(mode == "expand" or (layer.shuffle if mode == "shuffle" else layer.key_norm is not None))
+    possible = {"shuffle": layer.shuffle, "keys": layer.key_norm is not None, "rank1": layer.rank > 1}
+    assume(possible.get(mode, True))
     folder = tmp_path_factory.mktemp("modes")
     source = b.write_checkpoint(folder / "model", spec, seed=seed)
     fold(source, folder / "out", mode=mode)
@@ -104,12 +110,43 @@ def test_any_layer_computes_the_formula(
     assert_same(spec, 0, output, indices, truth)
 
 
-@pytest.mark.parametrize("case", ["int32", "int32, shared and gated", "in order"])
+@pytest.mark.parametrize("case", ["int32", "int32, shared and gated", "in order", "rank-1 keys"])
 def test_exported_bundles_take_it(case: str, written: Written, tmp_path: Path) -> None:
     spec, mode = CASES[case]
     fold(written(spec), tmp_path / "out", mode=mode)
     export(tmp_path / "out", tmp_path / "bundle", target="portable")
     assert verify(tmp_path / "out", tmp_path / "bundle", runtime="ort-bodies", tokens=60, max_abs=1e-4)["passed"]
+
+
+def test_rank_one_keys_are_folded_from_the_normalised_ones(written: Written, tmp_path: Path) -> None:
+    source = written(b.V1, dtype="bfloat16")
+    fold(source, tmp_path / "out", mode="rank1")
+    before, after = arrays(source), arrays(tmp_path / "out")
+    own = {n.removeprefix("memory.0."): t.astype(np.float64) for n, t in before.items() if n.startswith("memory.0.")}
+    for side, factor in (("row", "u"), ("col", "v")):
+        keys = norm(own[f"{side}_keys"], b.V1.memory[0].key_norm, own, "key_norm")
+        truth = sum(own[factor][:, r, None, None] * keys[:, r] for r in range(2))
+        found = after[f"memory.0.{side}_rank_one"]
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, truth, rtol=1e-6, atol=1e-7)
+    assert after["memory.0.shuffle"].dtype == np.int64
+
+
+def test_rank_one_keys_go_with_any_fold(written: Written, tmp_path: Path) -> None:
+    """Auto takes both where many keys meet few kept ones; one fold after another gives the same model."""
+    spec = changed(b.V1, {"t": TableSpec(1024, 16)}, row_keys=64, col_keys=64, slots=1024, top_m=2)
+    source = written(spec)
+    receipt = fold(source, tmp_path / "both", mode="auto", batch=1)
+    layer = receipt["layers"][0]
+    assert layer["choice"] == "expand" and layer["rank_one_keys"] and "rank-1 keys read 0." in layer["reason"]
+    fold(source, tmp_path / "expanded")
+    fold(tmp_path / "expanded", tmp_path / "stacked", mode="rank1")
+    assert ModelSpec.load(tmp_path / "both") == ModelSpec.load(tmp_path / "stacked")
+    verify(source, tmp_path / "both", tokens=60, max_abs=1e-4)
+    with pytest.raises(InputError, match="layer 0 already has rank-1 keys; nothing is left to fold so"):
+        fold(tmp_path / "both", tmp_path / "again", mode="rank1")
+    with pytest.raises(InputError, match="heal: memory layer 0 has rank-1 keys"):
+        heal(tmp_path / "both", tmp_path / "healed")
 
 
 def test_refusals(written: Written, tmp_path: Path) -> None:
@@ -151,7 +188,7 @@ def test_the_plan_counts_what_the_fold_makes(spec: ModelSpec, mode: str, written
     checkpoint = Checkpoint.open(source)
     tensors = {n: Stored(i.shape, i.dtype, str(i.file)) for n, i in checkpoint.tensors.items()}
     planned = FoldJob.plan(source, out, mode, None, (1,))
-    work, after = fold_work(spec, tensors, [choice.fold for choice in planned.choices])
+    work, after = fold_work(spec, tensors, *folds_of(planned.choices))
     assert after == planned.folded and work.held == planned.held_bytes
     pieces = {piece.name: piece for piece in work.pieces}
     for tasks in planned.groups().values():

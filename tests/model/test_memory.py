@@ -50,6 +50,11 @@ KINDS = {
     "memory+ biases, token gate": changed(
         b.PLUS, query_bias=True, output_bias=True, output_gate_bias=True, token_gate=True
     ),
+    "v1 rank-1 keys": changed(b.V1, key_norm=None, rank_one_keys=True),
+    "v1 rank-1 keys, rank 3, a query a head": changed(
+        b.V1, key_norm=None, rank_one_keys=True, rank=3, query_heads=2, row_keys=3, col_keys=48, top_m=6
+    ),
+    "expanded, rank-1 keys": changed(b.EXPANDED, key_norm=None, rank_one_keys=True),
     "v1 empty slot": changed(b.V1, slots=4, row_keys=4, col_keys=4, empty_slot=9),
     "v2 empty slot": changed(b.V2, slots=4, row_keys=4, col_keys=4, empty_slot=9),
     "pkm": b.PKM,

@@ -31,9 +31,9 @@ ELEMENTS = {
     torch.float8_e4m3fn: TensorProto.UINT8,  # by its bits
 }
 TORCH_OPS = {
-    "TuckerTopK": tucker_topk.tucker_topk,
-    "SparseGate": sparse_gate.sparse_gate,
-    "SparseLookup": sparse_lookup.sparse_lookup,
+    "TuckerTopK": (tucker_topk.tucker_topk_op, tucker_topk.tucker_topk),
+    "SparseGate": (sparse_gate.sparse_gate_op, sparse_gate.sparse_gate),
+    "SparseLookup": (sparse_lookup.sparse_lookup_op, sparse_lookup.sparse_lookup),
 }
 
 
@@ -86,8 +86,17 @@ def case_model(case: Case) -> onnx.ModelProto:
 
 def torch_operator(case: Case) -> Outputs:
     """The registered PyTorch operator."""
+    return _torch(TORCH_OPS[case.operator.name][0], case)
+
+
+def torch_native(case: Case) -> Outputs:
+    """PyTorch by the native kernel."""
+    return _torch(TORCH_OPS[case.operator.name][1], case)
+
+
+def _torch(function: Callable[..., object], case: Case) -> Outputs:
     attributes = {name: value for name, value in case.attributes.items() if name != "encoding"}  # the dtype says it
-    result = TORCH_OPS[case.operator.name](**case.inputs, **attributes)
+    result = function(**case.inputs, **attributes)
     results = result if isinstance(result, tuple) else (result,)
     return [x.numpy() for x in results]
 

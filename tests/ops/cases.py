@@ -124,7 +124,17 @@ def retrievals(draw: st.DrawFn) -> Case:
     numbers = normal(draw(SEED), *shapes, (cores, heads, rank, rank))
     if draw(st.booleans()):
         numbers = [x.round() for x in numbers]
+    if rank == 2 and draw(st.booleans()):
+        _make_additive(numbers)
     dtype = draw(st.sampled_from(TYPES))
     names = [port.name for port in tucker_topk.OPERATOR.inputs]
     inputs = {name: x.to(dtype) for name, x in zip(names, numbers, strict=True)}
     return Case(tucker_topk.OPERATOR, inputs, {"k": k})
+
+
+def _make_additive(numbers: list[torch.Tensor]) -> None:
+    """Product keys: rows [s1, 1] and columns [1, s2], u = [1, 0], v = [0, 1], one core I and the others 0."""
+    row, col, u, v, core = numbers
+    row[:, :, 1], col[:, :, 0] = 1, 1
+    u[:], v[:], core[:] = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), 0
+    core[0] = torch.eye(2)

@@ -50,6 +50,7 @@ def runners(libraries: dict[str, Path]) -> dict[str, backends.Backend]:
     kernels = {f"kernel {level}": backends.runtime(path) for level, path in libraries.items()}
     return {
         "torch": backends.torch_operator,
+        "torch native": backends.torch_native,
         "onnx reference": backends.onnx_reference,
         "body": backends.runtime(None),
         **kernels,

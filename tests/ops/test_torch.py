@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ultramem_deploy.ops.sparse_gate import sparse_gate
-from ultramem_deploy.ops.sparse_lookup import sparse_lookup
-from ultramem_deploy.ops.tucker_topk import tucker_topk
+from ultramem_deploy.ops.sparse_gate import sparse_gate, sparse_gate_op
+from ultramem_deploy.ops.sparse_lookup import sparse_lookup, sparse_lookup_op
+from ultramem_deploy.ops.tucker_topk import tucker_topk, tucker_topk_op
 
 from .cases import ENCODINGS, decoded, normal, quantised
 
@@ -115,10 +115,10 @@ OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "tes
 @pytest.mark.parametrize("check", OPCHECKS)
 def test_opcheck(check: str) -> None:
     table, scores, x = (y.requires_grad_() for y in normal(4, (ROWS, WIDTH), (*ADDRESSES.shape, CORES), (3, WIDTH)))
-    torch.library.opcheck(sparse_lookup, (table, ADDRESSES, scores, BLOCKS), test_utils=check)
-    torch.library.opcheck(sparse_gate, (table, ADDRESSES, x, 1), test_utils=check)
+    torch.library.opcheck(sparse_lookup_op, (table, ADDRESSES, scores, BLOCKS), test_utils=check)
+    torch.library.opcheck(sparse_gate_op, (table, ADDRESSES, x, 1), test_utils=check)
     sides = [y.requires_grad_() for y in normal(5, (3, 2, 2, 6), (3, 2, 2, 5))]
-    torch.library.opcheck(tucker_topk, (*sides, *normal(6, (2, 2), (2, 2), (2, 2, 2, 2)), 3), test_utils=check)
+    torch.library.opcheck(tucker_topk_op, (*sides, *normal(6, (2, 2), (2, 2), (2, 2, 2, 2)), 3), test_utils=check)
 
 
 @pytest.mark.parametrize("address", [-1, ROWS * BLOCKS])

@@ -14,7 +14,16 @@ import pytest
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.runtime import plugins
 
-EXPORTED = {"RegisterCustomOps", "ultramem_version", "ultramem_cpu_isa", "ultramem_cpu_error"}
+EXPORTED = {
+    "RegisterCustomOps",
+    "ultramem_cpu_error",
+    "ultramem_cpu_isa",
+    "ultramem_openmp_for",
+    "ultramem_sparse_gate_run",
+    "ultramem_sparse_lookup_run",
+    "ultramem_tucker_topk_run",
+    "ultramem_version",
+}
 CALLBACK = ctypes.CFUNCTYPE
 API_17 = 17
 

@@ -89,6 +89,12 @@ def shown(name: object, limit: int = 120) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def label(name: object) -> str:
+    """A name from a file: as it is where it can stand in a line, else escaped."""
+    text = str(name)
+    return text if text.isprintable() and 0 < len(text) <= 80 else shown(text)
+
+
 def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """The tensors (by name, in file order) and the metadata of the safetensors file `path`.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ultramem_deploy.checkpoint.files import sha256_file
-from ultramem_deploy.checkpoint.header import shown, strict_json
+from ultramem_deploy.checkpoint.header import label, shown, strict_json
 from ultramem_deploy.checkpoint.index import inside
 from ultramem_deploy.errors import InputError
 
@@ -97,7 +97,7 @@ def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     if document.get("format") != _FORMAT:
         raise InputError(
             f"{file}: format {shown(document.get('format'))}, this version reads {_FORMAT};"
-            f" install {_TOOL} {tool.get('version')}"
+            f" install {_TOOL} {label(tool.get('version'))}"
         )
     _check_fields(file, document)
     return document
@@ -179,13 +179,18 @@ def build_provenance(
     return result
 
 
+_STAGE_FIELDS: dict[str, type] = {"stage": str, "options": dict, "fingerprint": str, "tool": dict, "receipt": dict}
+
+
 def _check_fields(file: Path, document: dict[str, Any]) -> None:
-    expected = {"stage": str, "options": dict, "fingerprint": str, "files": dict, "receipt": dict, "lineage": list}
-    for key, kind in expected.items():
+    for key, kind in (_STAGE_FIELDS | {"files": dict, "lineage": list}).items():
         if not isinstance(document.get(key), kind):
             raise InputError(
                 f"{file}: {key!r} must be {kind.__name__}, found {shown(document.get(key))}; the file is damaged"
             )
+    for entry in document["lineage"]:
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(k), t) for k, t in _STAGE_FIELDS.items()):
+            raise InputError(f"{file}: the lineage holds {shown(entry)}, which is no stage; the file is damaged")
     for name, entry in document["files"].items():
         if (
             not isinstance(entry, dict)

@@ -24,10 +24,10 @@ from .output import counted, number, run_stage
 
 
 @verb("fold", "healed folded --dtype float32")
-@click.option("--mode", type=click.Choice(["expand", "shuffle", "keys", "auto"]),
+@click.option("--mode", type=click.Choice(["expand", "shuffle", "rank1", "keys", "auto"]),
               help="expand (the default): one physical row a virtual slot, already projected. shuffle: rows in "
-              "retrieval order, or an int32 shuffle. keys: the key norm alone, which the others fold too. auto: what "
-              "`plan` chooses.")  # fmt: skip
+              "retrieval order, or an int32 shuffle. keys: the key norm alone, which the others fold too. rank1: keys, "
+              "and stage 1 reads one key matrix a side. auto: what `plan` chooses.")  # fmt: skip
 @click.option("--order", type=click.Choice(["frequency"]), help="Instead: sort table rows by how often they are read.")
 @click.option("--profile", type=EXISTING, help="Counts that `profile --out` wrote, for --order frequency.")
 @click.option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,17 +11,20 @@ import click
 
 from ..inspection import inspect
 from .options import EXISTING, json_option, verb
-from .output import counted, print_json, size
+from .output import counted, number, print_json, size
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+_KINDS = {"rows": "with changed rows"}
 
 
 @verb("inspect", "canonical --json")
 @click.argument("src", type=EXISTING)
 @json_option
 def command(src: Path, as_json: bool) -> None:
-    """Say what SRC is: checkpoint, exported bundle, Hugging Face directory or GGUF file. Reads headers alone."""
+    """Say what SRC is: checkpoint, bundle, delta, Hugging Face directory or GGUF file. Reads headers alone."""
     description = inspect(src)
     if as_json:
         print_json(description)
@@ -31,6 +35,8 @@ def command(src: Path, as_json: bool) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     console.print(Text(str(src), style="bold"))
     console.print(_facts(description))
+    for line in _lineage(description["lineage"]):
+        console.print(Text(line))
     if description["memory_layers"]:
         console.print(_layers(description["memory_layers"]))
     for warning in description["warnings"]:
@@ -47,6 +53,10 @@ def _facts(description: dict[str, Any]) -> Table:
 
 
 def _rows(d: dict[str, Any]) -> dict[str, str]:
+    if "changes" in d:
+        kinds = Counter(change["kind"] for change in d["changes"].values())
+        changed = ", ".join(f"{count} {_KINDS.get(kind, kind)}" for kind, count in kinds.items())
+        return {"family": "delta, for `patch`", "tensors": changed or "none", "size": size(d["bytes"])}
     rows = {
         "family": d["family"] if d["source_family"] == d["family"] else f"{d['family']} (from {d['source_family']})",
         "parameters": f"{d['parameters_total']:,}",
@@ -60,6 +70,32 @@ def _rows(d: dict[str, Any]) -> dict[str, str]:
     if "onnx" in d:
         rows["onnx"] = _graph(d["onnx"])
     return rows
+
+
+def _lineage(lineage: list[dict[str, Any]]) -> list[str]:
+    """A line a stage, the earliest first: what it read, its options, and the numbers of its receipt."""
+    lines = []
+    for entry in lineage:
+        options, receipt = entry["options"] or {}, entry["receipt"] or {}
+        facts = [f"{name} {_short(value)}" for name, value in options.items()]
+        new = {name: value for name, value in receipt.items() if name not in options and _plain(value)}
+        proved = [f"{name} {_short(value)}" for name, value in new.items()]
+        parts = [", ".join(part) for part in (facts, proved) if part]
+        lines.append(f"  {entry['stage']} of {', '.join(entry['source'] or ['?'])}: {'; '.join(parts)}".rstrip(": "))
+    return lines
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, (int, float, str)) and not isinstance(value, bool) and value != ""
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return number(value)
+    if isinstance(value, (list, tuple)):
+        counts = Counter(map(str, value))
+        return " + ".join(f"{count} × {item}" if count > 1 else item for item, count in counts.items())
+    return str(value)
 
 
 def _graph(graph: dict[str, Any]) -> str:
@@ -86,6 +122,11 @@ def _layers(layers: list[dict[str, Any]]) -> Table:
             f"{layer['heads']}*{layer['top_m']}",
             str(layer["rank"]),
             str(layer["cores"]),
-            "yes" if layer["folded"] else "no",
+            _folded(layer),
         )
     return table
+
+
+def _folded(layer: dict[str, Any]) -> str:
+    parts = ["expanded"] * layer["folded"] + ["rank-1 keys"] * layer["rank_one_keys"]
+    return ", ".join(parts) or "no"

@@ -48,8 +48,8 @@ def command(
     console.print(Text(f"{src}: {result['family']}", style="bold"))
     if result["layers"]:
         console.print(_layers(result))
-        for layer in result["layers"]:
-            console.print(Text(f"layer {layer['layer']}, {layer['choice']}: {layer['reason']}"))
+        for line in _reasons(result["layers"]):
+            console.print(Text(line))
     if result["stages"]:
         console.print(_stages(result["stages"]))
     for line in _remarks(result):
@@ -63,8 +63,24 @@ def _layers(result: dict[str, Any]) -> Table:
     for layer in result["layers"]:
         read = zip(layer["bytes_per_token_before"].values(), layer["bytes_per_token_after"].values(), strict=True)
         sizes = [(layer["table_bytes_before"], layer["table_bytes_after"]), *read]
-        table.add_row(str(layer["layer"]), layer["choice"], *(f"{size(a)}\n{size(b)}" for a, b in sizes))
+        table.add_row(str(layer["layer"]), _choice(layer), *(f"{size(a)}\n{size(b)}" for a, b in sizes))
     return table
+
+
+def _choice(layer: dict[str, Any]) -> str:
+    both = layer["rank_one_keys"] and layer["choice"] not in ("rank-1 keys", "none")
+    return f"{layer['choice']}, rank-1 keys" if both else str(layer["choice"])
+
+
+def _reasons(layers: list[dict[str, Any]]) -> list[str]:
+    """A line a reason, with the layers that share it."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for layer in layers:
+        alike.setdefault((_choice(layer), layer["reason"]), []).append(str(layer["layer"]))
+    return [
+        f"{'layer' if len(same) == 1 else 'layers'} {', '.join(same)}: {choice}: {reason}"
+        for (choice, reason), same in alike.items()
+    ]
 
 
 def _stages(stages: list[dict[str, Any]]) -> Table:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import nn
@@ -77,6 +76,9 @@ class MemoryLayer(nn.Module):
         self.query_norm = Norm(layer.query_norm, layer.key_width) if layer.query_norm else None
         self.key_norm = Norm(layer.key_norm, layer.key_width) if layer.key_norm else None
         self.col_keys = nn.Parameter(torch.empty(layer.heads, rank, layer.col_keys, layer.key_width))
+        if layer.rank_one_keys:
+            self.row_rank_one = nn.Parameter(torch.empty(layer.heads, layer.row_keys, layer.key_width))
+            self.col_rank_one = nn.Parameter(torch.empty(layer.heads, layer.col_keys, layer.key_width))
         if layer.scoring == "tucker":
             self.core = nn.Parameter(torch.empty(layer.cores, layer.heads, rank, rank))
             self.register_buffer("u", torch.empty(layer.heads, rank))
@@ -95,30 +97,40 @@ class MemoryLayer(nn.Module):
 
     def forward(self, hidden: torch.Tensor, table: ValueTable) -> torch.Tensor:
         """hidden [T, d] -> [T, d]; runs over tokens in chunks so that no intermediate exceeds about 64 MiB."""
-        hidden = hidden.to(self.col_keys.dtype)
+        # Folded keys are float32 whatever the weights are.
+        hidden = hidden.to(self.col_keys.dtype if self.spec.scoring == "signed" else self.query.weight.dtype)
         parts = [self._forward_chunk(part, table) for part in torch.split(hidden, self.chunk_tokens)]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     @property
     def chunk_tokens(self) -> int:
-        """Tokens whose key scores and candidate grid fit in `CHUNK_BYTES`."""
+        """Tokens whose key scores, gathered keys and candidate grid fit in `CHUNK_BYTES`."""
         s = self.spec
-        grid = min(s.top_m, s.row_keys) * min(s.top_m, s.col_keys)
-        numbers = s.heads * (s.rank * (s.row_keys + s.col_keys) + s.cores * grid)
-        return max(1, CHUNK_BYTES // (4 * numbers))
+        keys, grid = s.row_keys + s.col_keys, min(s.top_m, s.row_keys) * min(s.top_m, s.col_keys)
+        scores = keys + 2 * s.rank * s.top_m * s.key_width if s.rank_one_keys else s.rank * keys
+        return max(1, CHUNK_BYTES // (4 * s.heads * (scores + s.cores * grid)))
 
     def _forward_chunk(self, hidden: torch.Tensor, table: ValueTable) -> torch.Tensor:
-        row, col, raw, indices = self.retrieve(hidden)
+        raw, indices = self.retrieve(hidden)
         out = self.combine(table, hidden, self.weights(raw, indices), self.addresses(indices))
         if self.observer is not None:
-            self.observer(Retrieval(row, col, raw, indices, out))
+            self.observer(Retrieval(*self.key_scores(hidden), raw, indices, out))
         return out
 
-    def retrieve(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """hidden [T, d] -> row and column scores [T,H,R,n], scores [T,K,M] before any gate, virtual indices [T,K]."""
-        row, col = self.key_scores(hidden)
-        raw, indices = tucker_topk(row, col, *self.factors(row.device), self.spec.top_m)
-        return row, col, raw, indices
+    def retrieve(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """hidden [T, d] -> scores [T,K,M] before any gate, virtual indices [T,K]."""
+        s, factors = self.spec, self.factors(hidden.device)
+        if not s.rank_one_keys:
+            found: tuple[torch.Tensor, torch.Tensor] = tucker_topk(*self.key_scores(hidden), *factors, s.top_m)
+            return found
+        query = self._queries(hidden)
+        rows, row = _candidates(query[:, :, 0], self.row_rank_one, self.row_keys, s.top_m)
+        cols, col = _candidates(query[:, :, 1], self.col_rank_one, self.col_keys, s.top_m)
+        # Every candidate that is left passes stage 1 of the operator: it keeps top_m a side.
+        raw, among = tucker_topk(row, col, *factors, s.top_m)
+        pair = among.view(len(among), s.heads, s.top_m)
+        kept_rows, kept_cols = rows.gather(2, pair // cols.shape[2]), cols.gather(2, pair % cols.shape[2])
+        return raw, (kept_rows * s.col_keys + kept_cols).flatten(1)
 
     def combine(
         self, table: ValueTable, hidden: torch.Tensor, scores: torch.Tensor, addresses: torch.Tensor
@@ -140,13 +152,17 @@ class MemoryLayer(nn.Module):
         if s.scoring == "signed":
             col = self._side_scores(hidden[:, None], self.col_keys)
             return self._signs(col.device).expand(len(col), -1, -1, -1), col
-        query = self.query(hidden).unflatten(-1, (s.query_heads, 2, s.key_width))
-        query = self.query_norm(query) if self.query_norm else query
+        query = self._queries(hidden)
         row = self._side_scores(query[:, :, 0], self.row_keys)
         col = self._side_scores(query[:, :, 1], self.col_keys)
         if s.scoring == "tucker":
             return row, col
         return F.pad(row, (0, 0, 0, 1), value=1.0), F.pad(col, (0, 0, 1, 0), value=1.0)
+
+    def _queries(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Normalised queries [T, query heads, 2, kdim]."""
+        query: torch.Tensor = self.query(hidden).unflatten(-1, (self.spec.query_heads, 2, self.spec.key_width))
+        return self.query_norm(query) if self.query_norm else query
 
     def _signs(self, device: torch.device) -> torch.Tensor:
         """Row scores [1, 1, R, 2R] of signed scoring: part r is +1 in row r and -1 in row R + r."""
@@ -197,15 +213,31 @@ class MemoryLayer(nn.Module):
         s = self.spec
         if not s.expanded:
             values, scales = table.values, table.values_scales
-            return cast(torch.Tensor, sparse_lookup(values, addresses, scores, s.output_blocks, scales))
+            return sparse_lookup(values, addresses, scores, s.output_blocks, scales)
         # An expanded row is M rows of d numbers, one a core: the plain lookup on the same bytes, seen as [N*M, d].
         rows = table.values.view(len(table.values) * s.cores, -1)
         core = torch.arange(s.cores, device=addresses.device)
         spread = (addresses[..., None] * s.cores + core).flatten(1)
-        return cast(torch.Tensor, sparse_lookup(rows, spread, scores.flatten(1)[..., None], 1, table.values_scales))
+        return sparse_lookup(rows, spread, scores.flatten(1)[..., None], 1, table.values_scales)
 
     def _project(self, looked_up: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         if self.spec.output_gate:
             looked_up = looked_up * F.silu(self.output_gate(hidden)).float()
         out = looked_up if self.spec.expanded else self.output(looked_up.to(self.output.weight.dtype))
         return out * torch.sigmoid(self.token_gate(hidden)).to(out.dtype) if self.spec.token_gate else out
+
+
+def _candidates(
+    query: torch.Tensor, rank_one: torch.Tensor, keys: torch.Tensor, top_m: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stage 1 on rank-1 keys [H,n,kdim]: the keys kept, int64 [T,H,m], and their exact scores [T,H,R,m], float32.
+
+    query [T, 1 or H, kdim]; keys [H,R,n,kdim], of which the rows kept alone are read.
+    """
+    heads, rank, count, _ = keys.shape
+    query = query.expand(-1, heads, -1)
+    first = torch.einsum("thd,hnd->thn", query, rank_one.to(query.dtype)).float()
+    kept = first.topk(min(top_m, count), dim=2).indices
+    starts = torch.arange(heads * rank, device=kept.device).view(heads, rank, 1) * count
+    exact = keys.flatten(0, 2)[kept[:, :, None] + starts].to(query.dtype)
+    return kept, torch.einsum("thd,thrmd->thrm", query, exact).float()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch.nn import functional as F
 
-from . import encoding
+from . import encoding, native
 from .schema import Attribute, Operator, Port
 
 ACTIVATIONS = ("none", "gelu", "silu", "swiglu")
@@ -122,7 +124,7 @@ def _activated(a: torch.Tensor, b: torch.Tensor, activation: int) -> torch.Tenso
 
 
 @torch.library.custom_op("ultramem::sparse_gate", mutates_args=())
-def sparse_gate(
+def sparse_gate_op(
     table: torch.Tensor,
     addresses: torch.Tensor,
     x: torch.Tensor,
@@ -133,7 +135,7 @@ def sparse_gate(
     return reference(table, addresses, x, activation, scales)
 
 
-@sparse_gate.register_fake
+@sparse_gate_op.register_fake
 def _(table, addresses, x, activation=0, scales=None):  # type: ignore[no-untyped-def]
     return x.new_empty(addresses.shape)
 
@@ -160,4 +162,34 @@ def _backward(ctx, grad):  # type: ignore[no-untyped-def]
     return grad_table, None, grad_x.to(x.dtype), None, grad_scales
 
 
-sparse_gate.register_autograd(_backward, setup_context=_setup_context)
+sparse_gate_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def sparse_gate(
+    table: torch.Tensor,
+    addresses: torch.Tensor,
+    x: torch.Tensor,
+    activation: int = 0,
+    scales: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The native kernel where it can be used (native.py), else the registered operator; see `reference`.
+
+    Where a batch reads most of the table, the reference's products of matrices are faster than any gather.
+    """
+    encoding.check_scales("SparseGate", table, scales)
+    in_parts = not encoding.reads_most(table, addresses)
+    if in_parts and native.usable(table, (x,), addresses, scales) and _fits(table, addresses, x, activation):
+        gate = native.sparse_gate(table, addresses, x, activation, scales)
+        if gate is not None:
+            return gate
+    return cast(torch.Tensor, sparse_gate_op(table, addresses, x, activation, scales))
+
+
+def _fits(table: torch.Tensor, addresses: torch.Tensor, x: torch.Tensor, activation: int) -> bool:
+    vectors = 2 if ACTIVATIONS[activation] == "swiglu" else 1
+    return (
+        addresses.dtype == torch.int64
+        and addresses.ndim == x.ndim == 2
+        and len(addresses) == len(x)
+        and encoding.table_width(table) == vectors * x.shape[1]
+    )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 
-from . import encoding
+from . import encoding, native
 from .schema import Attribute, Operator, Port
 
 OPERATOR = Operator(
@@ -127,7 +129,7 @@ def _sum_of_all(values: torch.Tensor, addresses: torch.Tensor, scores: torch.Ten
 
 
 @torch.library.custom_op("ultramem::sparse_lookup", mutates_args=())
-def sparse_lookup(
+def sparse_lookup_op(
     table: torch.Tensor,
     addresses: torch.Tensor,
     scores: torch.Tensor,
@@ -138,7 +140,7 @@ def sparse_lookup(
     return reference(table, addresses, scores, blocks, scales)
 
 
-@sparse_lookup.register_fake
+@sparse_lookup_op.register_fake
 def _(table, addresses, scores, blocks=1, scales=None):  # type: ignore[no-untyped-def]
     return scores.new_empty((addresses.shape[0], blocks * encoding.table_width(table)))
 
@@ -177,4 +179,34 @@ def _backward_of_all(ctx, grad):  # type: ignore[no-untyped-def]
     return grad_table, None, grad_scores.to(scores.dtype), None, grad_scales
 
 
-sparse_lookup.register_autograd(_backward, setup_context=_setup_context)
+sparse_lookup_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def sparse_lookup(
+    table: torch.Tensor,
+    addresses: torch.Tensor,
+    scores: torch.Tensor,
+    blocks: int = 1,
+    scales: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The native kernel where it can be used (native.py), else the registered operator; see `reference`.
+
+    Where a batch reads most of the table, the reference's products of matrices are faster than any gather.
+    """
+    encoding.check_scales("SparseLookup", table, scales)
+    in_parts = not encoding.reads_most(table, addresses)
+    if in_parts and native.usable(table, (scores,), addresses, scales) and _fits(table, addresses, scores):
+        output = native.sparse_lookup(table, addresses, scores, blocks, scales)
+        if output is not None:
+            return output
+    return cast(torch.Tensor, sparse_lookup_op(table, addresses, scores, blocks, scales))
+
+
+def _fits(table: torch.Tensor, addresses: torch.Tensor, scores: torch.Tensor) -> bool:
+    return (
+        addresses.dtype == torch.int64
+        and scores.ndim == 3
+        and addresses.shape == scores.shape[:2]
+        and scores.shape[2] > 0
+        and encoding.table_width(table) % scores.shape[2] == 0
+    )

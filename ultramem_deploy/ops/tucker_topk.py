@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 
+from . import native
 from .schema import Attribute, Operator, Port
 
 OPERATOR = Operator(
@@ -137,7 +140,7 @@ def _grid(row: torch.Tensor, col: torch.Tensor, core: torch.Tensor) -> torch.Ten
 
 
 @torch.library.custom_op("ultramem::tucker_topk", mutates_args=())
-def tucker_topk(
+def tucker_topk_op(
     row_scores: torch.Tensor,
     col_scores: torch.Tensor,
     u: torch.Tensor,
@@ -149,7 +152,7 @@ def tucker_topk(
     return reference(row_scores, col_scores, u, v, core, k)
 
 
-@tucker_topk.register_fake
+@tucker_topk_op.register_fake
 def _(row_scores, col_scores, u, v, core, k):  # type: ignore[no-untyped-def]
     tokens, heads = row_scores.shape[:2]
     scores = row_scores.new_empty((tokens, heads * k, core.shape[0]))
@@ -190,4 +193,26 @@ def _scatter(grad: torch.Tensor, index: torch.Tensor, like: torch.Tensor) -> tor
     return out.to(like.dtype)
 
 
-tucker_topk.register_autograd(_backward, setup_context=_setup_context)
+tucker_topk_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def tucker_topk(
+    row_scores: torch.Tensor,
+    col_scores: torch.Tensor,
+    u: torch.Tensor,
+    v: torch.Tensor,
+    core: torch.Tensor,
+    k: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The native kernel where it can be used (native.py), else the registered operator; see `reference`."""
+    if native.usable(None, (row_scores, col_scores, u, v, core)) and _fits(row_scores, col_scores, u, v, core, k):
+        return native.tucker_topk(row_scores, col_scores, u, v, core, k)
+    return cast(tuple[torch.Tensor, torch.Tensor], tucker_topk_op(row_scores, col_scores, u, v, core, k))
+
+
+def _fits(row: torch.Tensor, col: torch.Tensor, u: torch.Tensor, v: torch.Tensor, core: torch.Tensor, k: int) -> bool:
+    if row.ndim != 4 or col.ndim != 4 or core.ndim != 4 or row.shape[:3] != col.shape[:3]:
+        return False
+    factors, square = row.shape[1:3], (*row.shape[1:3], row.shape[2])
+    pairs = min(k, row.shape[3]) * min(k, col.shape[3])
+    return u.shape == factors and v.shape == factors and core.shape[1:] == square and 1 <= k <= pairs

@@ -14,23 +14,41 @@ from .folds import (
     ItemBytes,
     folded_items,
     folded_spec,
+    kept_key_numbers,
     key_numbers,
     obstacle,
     orders,
     projection_numbers,
+    rank_one_bytes,
     table_bytes,
     token_bytes,
 )
 
-MODES = ("expand", "shuffle", "keys", "auto")
+MODES = ("expand", "shuffle", "rank1", "keys", "auto")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How a layer is folded ("expand", "shuffle", "keys" or "none") and why."""
+    """How a layer is folded ("expand", "shuffle", "keys" or "none"), whether to rank-1 keys as well, and why."""
 
     fold: str
     reason: str
+    rank_one: bool = False
+
+    @property
+    def name(self) -> str:
+        """What a table shows: rank-1 keys count where nothing but keys is folded."""
+        return "rank-1 keys" if self.rank_one and self.fold in ("keys", "none") else self.fold
+
+    @property
+    def whole(self) -> str:
+        """Everything that is folded."""
+        return f"{self.fold}, rank-1 keys" if self.rank_one else self.fold
+
+
+def folds_of(choices: Sequence[Choice]) -> tuple[list[str], list[int]]:
+    """The fold of each layer, and the layers that get rank-1 keys."""
+    return [choice.fold for choice in choices], [index for index, choice in enumerate(choices) if choice.rank_one]
 
 
 @dataclass(frozen=True)
@@ -59,7 +77,7 @@ def choose_folds(
     choices, left = [], room or Room()
     for index in range(len(spec.memory)):
         choice, taken = _automatic(spec, index, items[index], batches, left)
-        choices.append(choice)
+        choices.append(_with_rank_one(spec, index, items[index], batches, choice))
         left = left.less(taken)
     return choices
 
@@ -73,9 +91,12 @@ def _demanded(spec: ModelSpec, items: Sequence[ItemBytes], mode: str) -> list[Ch
     asked = f"asked for by --mode {mode}"
     choices = []
     for index, own in enumerate(items):
-        fold = _plain(spec, index, own) if index in refused else mode
-        fold = "none" if mode == "keys" and index in refused else fold
-        choices.append(Choice(fold, f"{refused[index]}, so --mode {mode} leaves it" if index in refused else asked))
+        if index not in refused:
+            keys = "keys" if spec.memory[index].key_norm else "none"
+            choices.append(Choice(keys, asked, True) if mode == "rank1" else Choice(mode, asked))
+            continue
+        fold = _plain(spec, index, own) if mode not in ("keys", "rank1") else "none"
+        choices.append(Choice(fold, f"{refused[index]}, so --mode {mode} leaves it"))
     return choices
 
 
@@ -106,6 +127,23 @@ def _automatic(spec: ModelSpec, index: int, items: ItemBytes, batches: Sequence[
     if needed > room.disk:
         fold, needed = ("keys" if spec.memory[index].key_norm else "none"), 0
     return Choice(fold, f"{_gain(spec, index, fold, items)}; {against}"), needed
+
+
+def _with_rank_one(spec: ModelSpec, index: int, items: ItemBytes, batches: Sequence[int], choice: Choice) -> Choice:
+    """The choice with rank-1 keys where they read fewer bytes over the batches, and what they do to them."""
+    if obstacle("rank1", spec, index, items):
+        return choice
+    layer = _alone(spec, index, choice.fold).memory[index]
+    full, once = key_numbers(layer) * items.keys, rank_one_bytes(layer)
+    kept = kept_key_numbers(layer) * items.keys
+    mean = math.prod(((once / batch + kept) * batch / full) ** (1 / len(batches)) for batch in batches)
+    facts = (
+        f"{mean:.2f}x the bytes of keys {_where(batches)}: {size(once)} a step instead of {size(full)}, and"
+        f" {size(kept)} a token"
+    )
+    if mean < 1:
+        return Choice(choice.fold, f"{choice.reason}; rank-1 keys read {facts}", True)
+    return Choice(choice.fold, f"{choice.reason}; rank-1 keys would read {facts}")
 
 
 def _new_table_bytes(spec: ModelSpec, index: int, fold: str, items: ItemBytes) -> int:
@@ -200,7 +238,8 @@ def layer_report(
 ) -> dict[str, object]:
     """One layer of the plan: choice, reason, table bytes and bytes read a token at each batch, before and after."""
     items = ItemBytes.of(spec, index, dtypes)
-    after = _alone(spec, index, choice.fold)
+    folds = [choice.fold if i == index else "none" for i in range(len(spec.memory))]
+    after = folded_spec(spec, folds, [index] if choice.rank_one else [])
     return read_report(index, choice, (spec, items), (after, folded_items(choice.fold, items)), batches)
 
 
@@ -212,7 +251,12 @@ def read_report(
     batches: Sequence[int],
 ) -> dict[str, object]:
     """What layer `index` holds and reads before and after a stage, beside what was chosen."""
-    report: dict[str, object] = {"layer": index, "choice": choice.fold, "reason": choice.reason}
+    report: dict[str, object] = {
+        "layer": index,
+        "choice": choice.name,
+        "rank_one_keys": after[0].memory[index].rank_one_keys,
+        "reason": choice.reason,
+    }
     for when, (model, own) in (("before", before), ("after", after)):
         report[f"table_bytes_{when}"] = table_bytes(model.memory[index], model, own)
         read = {str(batch): round(token_bytes(model.memory[index], model, own, batch)) for batch in batches}

@@ -1,11 +1,11 @@
 """Which fold suits a memory layer: what it reads a token before and after, from the description alone (spec §4).
 
-Folds stack: `shuffle` folds the key norm too, `expand` folds both and the output projection.
+Folds stack: `shuffle` folds the key norm too, `expand` folds both and the output projection. Rank-1 keys go with any.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..checkpoint.header import itemsize
@@ -13,7 +13,6 @@ from ..layout import addressed_cores
 from ..spec import MemoryLayerSpec, ModelSpec, TableSpec
 from ..storage import SCALE_BYTES, STORAGES
 
-FOLDS = ("expand", "shuffle", "keys", "none")
 _LARGEST_INT32 = (1 << 31) - 1
 
 
@@ -64,14 +63,29 @@ def projection_numbers(layer: MemoryLayerSpec, spec: ModelSpec) -> int:
 def token_bytes(layer: MemoryLayerSpec, spec: ModelSpec, items: ItemBytes, batch: int) -> float:
     """Bytes a token that a layer's lookup reads in a step of `batch` tokens (spec §4).
 
-    K*(D + P) numbers of rows (an expanded row is M*d wide) and K shuffle entries; W_o and the keys once a batch. What
-    no fold changes (query, gates, cores) is left out.
+    K*(D + P) numbers of rows (an expanded row is M*d wide) and K shuffle entries; W_o and the keys once a batch: of
+    rank-1 keys one matrix a side, and those of the kept rows and columns a token. What no fold changes (query, gates,
+    cores) is left out.
     """
     table = spec.tables[layer.table]
     rows = layer.taken * row_bytes(table, items) - (layer.taken - layer.summed) * table.value_width * items.values
     shuffle = layer.taken * items.shuffle if layer.shuffle else 0
-    once = projection_numbers(layer, spec) * items.output + key_numbers(layer) * items.keys
-    return rows + shuffle + once / batch
+    keys, kept = key_numbers(layer) * items.keys, 0
+    if layer.rank_one_keys:
+        keys, kept = rank_one_bytes(layer), kept_key_numbers(layer) * items.keys
+    once = projection_numbers(layer, spec) * items.output + keys
+    return rows + shuffle + kept + once / batch
+
+
+def rank_one_bytes(layer: MemoryLayerSpec) -> int:
+    """Bytes of both sides' rank-1 keys, float32: H*(n_row + n_col)*kdim numbers."""
+    return 4 * layer.heads * (layer.row_keys + layer.col_keys) * layer.key_width
+
+
+def kept_key_numbers(layer: MemoryLayerSpec) -> int:
+    """Numbers in the keys of the rows and columns that stage 1 keeps a token."""
+    kept = min(layer.top_m, layer.row_keys) + min(layer.top_m, layer.col_keys)
+    return layer.heads * layer.rank * kept * layer.key_width
 
 
 def table_bytes(layer: MemoryLayerSpec, spec: ModelSpec, items: ItemBytes) -> int:
@@ -108,6 +122,10 @@ def obstacle(fold: str, spec: ModelSpec, index: int, items: ItemBytes) -> str | 
             return f"has {layer.virtual_slots} virtual slots, which int32 cannot number"
     if fold == "keys" and layer.key_norm is None:
         return "has no key norm"
+    if fold == "rank1" and layer.rank_one_keys:
+        return "already has rank-1 keys"
+    if fold == "rank1" and (layer.scoring != "tucker" or layer.rank == 1):
+        return "already reads one key matrix a side"
     return None
 
 
@@ -125,13 +143,13 @@ def folded_items(fold: str, items: ItemBytes) -> ItemBytes:
     return replace(items, shuffle=min(items.shuffle, 4)) if fold == "shuffle" else items
 
 
-def folded_spec(spec: ModelSpec, folds: Sequence[str]) -> ModelSpec:
-    """The description after folding layer i by `folds[i]`, which must be possible."""
+def folded_spec(spec: ModelSpec, folds: Sequence[str], rank_one: Collection[int] = ()) -> ModelSpec:
+    """The description after folding layer i by `folds[i]`, and those in `rank_one` to rank-1 keys; all possible."""
     layers: list[MemoryLayerSpec] = []
     tables: dict[str, TableSpec] = {}
     for index, fold in enumerate(folds):
         layer, added = _folded_layer(spec, index, fold)
-        layers.append(layer)
+        layers.append(replace(layer, rank_one_keys=True) if index in rank_one else layer)
         tables |= added
     used = {layer.table for layer in layers}
     kept = {name: table for name, table in spec.tables.items() if name in used}

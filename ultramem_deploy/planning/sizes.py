@@ -18,11 +18,17 @@ def gathered_bytes(layer: MemoryLayerSpec, spec: ModelSpec) -> int:
 
 
 def scored_bytes(layer: MemoryLayerSpec) -> int:
-    """Bytes a token of float32 scores in stages 1 and 2: H*((2R + 1)*(n_row + n_col) + (M + 1)*m^2)."""
+    """Bytes a token of float32 scores in stages 1 and 2: H*((2R + 1)*(n_row + n_col) + (M + 1)*m^2).
+
+    Of rank-1 keys stage 1 has one score a key; of the few that it keeps, the keys are gathered: R*kdim numbers each.
+    """
     # A body multiplies the key scores by u and v into a second array before it sums over the rank.
     rank = 2 if layer.scoring == "additive" else layer.rank
-    grid = (layer.cores + 1) * min(layer.top_m, layer.row_keys) * min(layer.top_m, layer.col_keys)
-    return 4 * layer.heads * ((2 * rank + 1) * (layer.row_keys + layer.col_keys) + grid)
+    kept = min(layer.top_m, layer.row_keys), min(layer.top_m, layer.col_keys)
+    keys, grid = layer.row_keys + layer.col_keys, (layer.cores + 1) * kept[0] * kept[1]
+    if layer.rank_one_keys:
+        return 4 * layer.heads * (keys + sum(kept) * (rank * layer.key_width + 2 * rank + 1) + grid)
+    return 4 * layer.heads * ((2 * rank + 1) * keys + grid)
 
 
 def prefill_bytes(spec: ModelSpec, tokens: int) -> int:

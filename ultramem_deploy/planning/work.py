@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..checkpoint.cast import cast_scratch
@@ -56,9 +56,11 @@ def convert_work(tensors: Tensors, source_bytes: int) -> StageWork:
     return StageWork("convert", pieces, hashed=source_bytes, less_disk=advice if wide else "free some space")
 
 
-def fold_work(spec: ModelSpec, tensors: Tensors, folds: Sequence[str]) -> tuple[StageWork, ModelSpec]:
+def fold_work(
+    spec: ModelSpec, tensors: Tensors, folds: Sequence[str], rank_one: Collection[int] = ()
+) -> tuple[StageWork, ModelSpec]:
     """Rewritten tables, keys and shuffles, linked shards of which nothing is dropped; and the folded description."""
-    after = folded_spec(spec, folds)
+    after = folded_spec(spec, folds, rank_one)
     made = {
         piece.name: piece for index, fold in enumerate(folds) for piece in _folded(spec, after, index, fold, tensors)
     }
@@ -90,6 +92,8 @@ def _folded(spec: ModelSpec, after: ModelSpec, index: int, fold: str, tensors: T
     pieces = []
     if fold != "none" and layer.key_norm:
         pieces = [_key_piece(f"memory.{index}.{side}", tensors) for side in ("row_keys", "col_keys")]
+    if new.rank_one_keys and not layer.rank_one_keys:
+        pieces += [_rank_one_piece(f"memory.{index}.{side}", tensors) for side in ("row", "col")]
     if new.table != layer.table:
         pieces += [_table_piece(spec, after, index, part, tensors) for part in _parts(spec, index)]
     elif fold == "shuffle":
@@ -106,6 +110,13 @@ def _parts(spec: ModelSpec, index: int) -> tuple[str, ...]:
 def _key_piece(name: str, tensors: Tensors) -> Piece:
     tensor = tensors[name]
     return Piece(name, tensor.shape, "float32", read=_bytes(tensor), scratch=key_scratch(tensor.shape))
+
+
+def _rank_one_piece(side: str, tensors: Tensors) -> Piece:
+    keys = tensors[f"{side}_keys"]
+    heads, rank, *rest = keys.shape
+    shape = (heads, *rest)
+    return Piece(f"{side}_rank_one", shape, "float32", read=_bytes(keys), scratch=(rank + 1) * key_scratch(shape))
 
 
 def _table_piece(spec: ModelSpec, after: ModelSpec, index: int, part: str, tensors: Tensors) -> Piece:

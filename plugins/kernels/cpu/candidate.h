@@ -32,9 +32,10 @@ struct Candidate {
 struct TuckerTopKScratch {
   static constexpr std::int64_t kWidestVector = 16;
 
-  // A selector prunes when it holds more than this many times what it keeps; one vector may take it beyond.
+  // A selector prunes when it holds more than this many times what it keeps. One vector may take it beyond, and the
+  // next is stored whole before its lanes are counted.
   static constexpr std::int64_t kPruneAt = 4;
-  static std::int64_t capacity(std::int64_t keep) { return kPruneAt * keep + kWidestVector; }
+  static std::int64_t capacity(std::int64_t keep) { return kPruneAt * keep + 2 * kWidestVector; }
 
   TuckerTopKScratch(const UltramemTuckerTopK& problem, void* base)
       : k_row(problem.k < problem.n_row ? problem.k : problem.n_row),
@@ -45,9 +46,12 @@ struct TuckerTopKScratch {
       used += (static_cast<std::size_t>(count) * size + 63) / 64 * 64;
       return at;
     };
-    rows = static_cast<Candidate*>(take(capacity(k_row), sizeof(Candidate)));
-    cols = static_cast<Candidate*>(take(capacity(k_col), sizeof(Candidate)));
-    pairs = static_cast<Candidate*>(take(capacity(problem.k), sizeof(Candidate)));
+    // No side keeps more than k, so the selectors of both stages take turns with these two.
+    offered = static_cast<float*>(take(capacity(problem.k), sizeof(float)));
+    positions = static_cast<std::uint32_t*>(take(capacity(problem.k), sizeof(std::uint32_t)));
+    rows = static_cast<Candidate*>(take(k_row, sizeof(Candidate)));
+    cols = static_cast<Candidate*>(take(k_col, sizeof(Candidate)));
+    pairs = static_cast<Candidate*>(take(problem.k, sizeof(Candidate)));
     row = static_cast<float*>(take(problem.rank * k_row, sizeof(float)));
     col = static_cast<float*>(take(problem.rank * k_col, sizeof(float)));
     cores = static_cast<float*>(take((problem.cores + 1) * problem.rank * problem.rank, sizeof(float)));
@@ -57,6 +61,8 @@ struct TuckerTopKScratch {
 
   std::int64_t k_row;  // rows kept by stage 1
   std::int64_t k_col;
+  float* offered;
+  std::uint32_t* positions;
   Candidate* rows;
   Candidate* cols;
   Candidate* pairs;  // position i * k_col + j on the kept grid

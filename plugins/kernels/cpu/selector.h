@@ -14,40 +14,21 @@ struct Better {
   bool operator()(const Candidate& a, const Candidate& b) const { return a.key > b.key; }
 };
 
-inline Candidate median(const Candidate& a, const Candidate& b, const Candidate& c) {
-  const Candidate low = a.key < b.key ? a : b, high = a.key < b.key ? b : a;
-  return c.key < low.key ? low : c.key < high.key ? c : high;
+// Floats but NaN and -0 as integers that sort as they do.
+inline std::int32_t rank_of(float score) {
+  const auto bits = static_cast<std::int32_t>(to_bits(score));
+  return bits < 0 ? bits ^ 0x7fffffff : bits;
 }
 
-// Moves the best `keep` of `count` candidates to the front, in some order. The swap is unconditional because a branch
-// on random scores is mispredicted half the time, which made std::nth_element three quarters of the whole operator.
-inline void keep_best(Candidate* candidates, std::int64_t count, std::int64_t keep) {
-  constexpr std::int64_t kFew = 16;
-  while (count > kFew && keep < count) {
-    const Candidate pivot = median(candidates[0], candidates[count / 2], candidates[count - 1]);
-    std::int64_t better = 0;  // candidates[0, better) are at least as good as the pivot
-    for (std::int64_t i = 0; i < count; ++i) {
-      const Candidate candidate = candidates[i];
-      candidates[i] = candidates[better];
-      candidates[better] = candidate;
-      better += candidate.key >= pivot.key;
-    }
-    // Keys differ, so a median of three leaves something on both sides, and each turn has less to look at.
-    if (better >= keep) {
-      count = better;
-    } else {
-      candidates += better;
-      count -= better;
-      keep -= better;
-    }
-  }
-  if (keep < count) std::sort(candidates, candidates + count, Better{});
+inline float score_of(std::int32_t rank) {
+  return from_bits(static_cast<std::uint32_t>(rank < 0 ? rank ^ 0x7fffffff : rank));
 }
 
 class Selector {
  public:
-  // `buffer` holds TuckerTopKScratch::capacity(keep) candidates.
-  Selector(Candidate* buffer, std::int64_t keep) : buffer_(buffer), keep_(keep) {}
+  // The buffers of `scratch` are the selector's until it has finished.
+  Selector(const TuckerTopKScratch& scratch, std::int64_t keep)
+      : scores_(scratch.offered), positions_(scratch.positions), keep_(keep) {}
 
   // Offers `count` <= kWidth scores, of the positions from `position` on; positions must rise from call to call.
   void offer(Vector scores, std::int64_t position, std::int64_t count) {
@@ -56,32 +37,72 @@ class Selector {
     std::uint32_t lanes = full_ ? Simd::greater(ordered, Simd::splat(threshold_)) : ~0u;
     lanes &= (1u << count) - 1;
     if (lanes == 0) return;
-    float values[Simd::kWidth];
-    Simd::store(values, ordered);
-    for (; lanes != 0; lanes &= lanes - 1) {
-      const auto lane = __builtin_ctz(lanes);
-      buffer_[size_++] = Candidate::of(values[lane], position + lane);
-    }
+    Simd::store_lanes(ordered, static_cast<std::uint32_t>(position), lanes, scores_ + size_, positions_ + size_);
+    size_ += __builtin_popcount(lanes);
     if (size_ > TuckerTopKScratch::kPruneAt * keep_) prune();
   }
 
-  // Leaves the best min(keep, offered) in the buffer, best first.
-  void finish() {
+  // The best min(keep, offered) into `best`, best first.
+  void finish(Candidate* best) {
     if (size_ > keep_) prune();
-    std::sort(buffer_, buffer_ + size_, Better{});
+    for (std::int64_t i = 0; i < size_; ++i) best[i] = Candidate::of(scores_[i], positions_[i]);
+    std::sort(best, best + size_, Better{});
   }
 
  private:
+  // Bisects the range of scores for one that just `keep_` of them exceed. Counting has no branch to mispredict, which
+  // made a quickselect three quarters of the whole operator.
   void prune() {
-    keep_best(buffer_, size_, keep_);
-    Candidate worst = buffer_[0];
-    for (std::int64_t i = 1; i < keep_; ++i) worst = buffer_[i].key < worst.key ? buffer_[i] : worst;
-    threshold_ = worst.score();
-    size_ = keep_;
+    float least = scores_[0], most = scores_[0];
+    for (std::int64_t i = 1; i < size_; ++i) {
+      least = scores_[i] < least ? scores_[i] : least;
+      most = scores_[i] > most ? scores_[i] : most;
+    }
+    std::int64_t low = std::int64_t{rank_of(least)} - 1;  // more than keep_ scores exceed it
+    std::int64_t high = rank_of(most);                    // none does
+    std::int64_t above = 0;
+    while (high - low > 1) {
+      const std::int64_t middle = low + (high - low) / 2;
+      const std::int64_t count = count_above(score_of(static_cast<std::int32_t>(middle)));
+      if (count > keep_) {
+        low = middle;
+      } else {
+        high = middle;
+        above = count;
+        if (count == keep_) break;
+      }
+    }
+    threshold_ = score_of(static_cast<std::int32_t>(high));
+    keep_above(keep_ - above);
     full_ = true;
   }
 
-  Candidate* buffer_;
+  std::int64_t count_above(float score) const {
+    const Vector limit = Simd::splat(score);
+    std::int64_t count = 0, i = 0;
+    for (; i + Simd::kWidth <= size_; i += Simd::kWidth) {
+      count += __builtin_popcount(Simd::greater(Simd::load(scores_ + i), limit));
+    }
+    for (; i < size_; ++i) count += scores_[i] > score;
+    return count;
+  }
+
+  // Leaves the scores above the threshold, and the first `ties` that equal it.
+  void keep_above(std::int64_t ties) {
+    std::int64_t kept = 0;
+    for (std::int64_t i = 0; i < size_; ++i) {
+      const float score = scores_[i];
+      const bool tie = score == threshold_ && ties > 0;
+      ties -= tie;
+      scores_[kept] = score;
+      positions_[kept] = positions_[i];
+      kept += tie || score > threshold_;
+    }
+    size_ = kept;
+  }
+
+  float* scores_;
+  std::uint32_t* positions_;
   std::int64_t keep_;
   std::int64_t size_ = 0;
   float threshold_ = 0;

@@ -71,6 +71,17 @@ struct Simd {
     return static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)));
   }
 
+  static void store_lanes(Vector scores, std::uint32_t position, std::uint32_t lanes, float* to,
+                          std::uint32_t* positions) {
+    float values[kWidth];
+    store(values, scores);
+    for (; lanes != 0; lanes &= lanes - 1) {
+      const auto lane = static_cast<std::uint32_t>(__builtin_ctz(lanes));
+      *to++ = values[lane];
+      *positions++ = position + lane;
+    }
+  }
+
  private:
   // The second and third quarters change places.
   static Vector swap_middle(Vector value) {

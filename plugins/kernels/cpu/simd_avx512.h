@@ -65,6 +65,16 @@ struct Simd {
   static Vector ordered(Vector value) { return _mm512_min_ps(value, splat(__builtin_inff())); }
   static std::uint32_t greater(Vector a, Vector b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 
+  static void store_lanes(Vector scores, std::uint32_t position, std::uint32_t lanes, float* to,
+                          std::uint32_t* positions) {
+    const auto mask = static_cast<__mmask16>(lanes);
+    const __m512i each = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i numbered = _mm512_add_epi32(each, _mm512_set1_epi32(static_cast<int>(position)));
+    // In registers first: a masked store to memory is slow on some processors.
+    store(to, _mm512_maskz_compress_ps(mask, scores));
+    _mm512_storeu_si512(positions, _mm512_maskz_compress_epi32(mask, numbered));
+  }
+
  private:
   static Vector int4_codes() { return _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7); }
   static __m128i load_bytes(const void* from) { return _mm_loadu_si128(static_cast<const __m128i*>(from)); }

@@ -37,6 +37,11 @@ struct Simd {
   static float sum(Vector value) { return value; }
   // NaN becomes +infinity, so that comparisons order every lane.
   static Vector ordered(Vector value) { return value == value ? value : __builtin_inff(); }
+  // The scores of the lanes set, side by side, and their positions; kWidth places of both may be written.
+  static void store_lanes(Vector scores, std::uint32_t position, std::uint32_t, float* to, std::uint32_t* positions) {
+    *to = scores;
+    *positions = position;
+  }
   // One bit a lane: a > b.
   static std::uint32_t greater(Vector a, Vector b) { return a > b ? 1u : 0u; }
 };

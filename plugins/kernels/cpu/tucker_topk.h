@@ -29,23 +29,23 @@ Vector weigh(const T* scores, const W* weights, std::int64_t rank, std::int64_t 
   return sums;
 }
 
-// Offers every position of scores [rank, n], weighted by weights [rank], counting from `base`.
+// Offers the first `few` positions of scores [rank, n], weighted by weights [rank], counting from `base`.
 template <typename T, typename W>
 void offer_all(Selector& selector, const T* scores, const W* weights, std::int64_t rank, std::int64_t n,
-               std::int64_t base) {
-  for (std::int64_t at = 0; at < n; at += Simd::kWidth) {
-    const std::int64_t count = n - at < Simd::kWidth ? n - at : Simd::kWidth;
+               std::int64_t few, std::int64_t base) {
+  for (std::int64_t at = 0; at < few; at += Simd::kWidth) {
+    const std::int64_t count = few - at < Simd::kWidth ? few - at : Simd::kWidth;
     selector.offer(weigh(scores, weights, rank, n, at), base + at, count);
   }
 }
 
 // Stage 1 of one side: the best `keep` positions into `best`, and their scores of each rank into kept [rank, keep].
 template <typename T>
-void keep_side(const T* scores, const T* weights, std::int64_t rank, std::int64_t n, std::int64_t keep, Candidate* best,
-               float* kept) {
-  Selector selector(best, keep);
-  offer_all(selector, scores, weights, rank, n, 0);
-  selector.finish();
+void keep_side(const TuckerTopKScratch& scratch, const T* scores, const T* weights, std::int64_t rank, std::int64_t n,
+               std::int64_t keep, Candidate* best, float* kept) {
+  Selector selector(scratch, keep);
+  offer_all(selector, scores, weights, rank, n, n, 0);
+  selector.finish(best);
   for (std::int64_t r = 0; r < rank; ++r) {
     for (std::int64_t i = 0; i < keep; ++i) kept[r * keep + i] = to_float(scores[r * n + best[i].position()]);
   }
@@ -62,8 +62,8 @@ class TuckerTopK {
     const auto* col_scores = static_cast<const T*>(p_.col_scores) + item * p_.rank * p_.n_col;
     const auto* u = static_cast<const T*>(p_.u) + head * p_.rank;
     const auto* v = static_cast<const T*>(p_.v) + head * p_.rank;
-    keep_side(row_scores, u, p_.rank, p_.n_row, s_.k_row, s_.rows, s_.row);
-    keep_side(col_scores, v, p_.rank, p_.n_col, s_.k_col, s_.cols, s_.col);
+    keep_side(s_, row_scores, u, p_.rank, p_.n_row, s_.k_row, s_.rows, s_.row);
+    keep_side(s_, col_scores, v, p_.rank, p_.n_col, s_.k_col, s_.cols, s_.col);
     read_cores(head);
     keep_pairs();
     write(item);
@@ -83,15 +83,34 @@ class TuckerTopK {
   // Stage 2: the best k of the kept grid by the summed core.
   void keep_pairs() {
     const float* sum = s_.cores + p_.cores * p_.rank * p_.rank;
-    Selector selector(s_.pairs, p_.k);
+    Selector selector(s_, p_.k);
+    const bool falls = falls_both_ways(sum);
     for (std::int64_t i = 0; i < s_.k_row; ++i) {
+      // The pairs above and to the left are no worse: beyond k of them a pair has no place, and the rest is a
+      // staircase.
+      const std::int64_t stairs = p_.k / (i + 1), few = falls && stairs < s_.k_col ? stairs : s_.k_col;
       for (std::int64_t b = 0; b < p_.rank; ++b) {
         s_.left[b] = 0;
         for (std::int64_t a = 0; a < p_.rank; ++a) s_.left[b] += s_.row[a * s_.k_row + i] * sum[a * p_.rank + b];
       }
-      offer_all(selector, s_.col, s_.left, p_.rank, s_.k_col, i * s_.k_col);
+      offer_all(selector, s_.col, s_.left, p_.rank, s_.k_col, few, i * s_.k_col);
     }
-    selector.finish();
+    selector.finish(s_.pairs);
+  }
+
+  // Whether the kept grid falls along every row and column, as that of additive product keys does: rank 2, scores
+  // [s1, 1] and [1, s2], a core c*I with c > 0.
+  bool falls_both_ways(const float* core) const {
+    if (p_.rank != 2 || core[1] != 0 || core[2] != 0 || !(core[0] > 0) || core[0] != core[3]) return false;
+    return falls_beside_ones(s_.row, s_.row + s_.k_row, s_.k_row) &&
+           falls_beside_ones(s_.col + s_.k_col, s_.col, s_.k_col);
+  }
+
+  static bool falls_beside_ones(const float* scores, const float* ones, std::int64_t count) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      if (ones[i] != 1 || !(i == 0 ? scores[0] == scores[0] : scores[i] <= scores[i - 1])) return false;
+    }
+    return true;
   }
 
   void write(std::int64_t item) const {

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ultramem_deploy.converters.importers import choose_importer, import_checkpoint, open_source, plan_import
@@ -41,6 +42,27 @@ def test_near_miss_says_what_does_not_fit(tmp_path: Path) -> None:
     config_only(tmp_path, family_config("llama", architectures=["LlamaForSequenceClassification"]))
     with pytest.raises(InputError, match=r"only LlamaForCausalLM is supported, found .*SequenceClassification"):
         plan_import(tmp_path)
+
+
+def test_an_unknown_architecture_is_told_what_comes_closest(llama: Callable[..., Path]) -> None:
+    source = llama(model_type="somebodys", architectures=["SomebodysForCausalLM"])
+    said = "unknown model: .*; llama comes closest: every key and tensor fits; convert with --from llama if it is one"
+    with pytest.raises(InputError, match=said):
+        plan_import(source)
+    changes = {"model_type": "somebodys", "architectures": ["S"], "num_hidden_layers": ..., "num_hiden_layers": 3}
+    config_only(source, family_config("llama", **changes))
+    said = r"llama comes closest: .*'num_hiden_layers': unknown.*did you mean num_hidden_layers\?"
+    with pytest.raises(InputError, match=said) as caught:
+        plan_import(source)
+    assert "\n" not in str(caught.value)
+
+
+def test_tensors_decide_where_every_key_fits(llama: Callable[..., Path]) -> None:
+    source = llama(model_type="somebodys", architectures=["S"])
+    tensors = random_tensors(llama_shapes()) | {"model.layers.0.mlp.extra": np.ones(3, np.float32)}
+    write_source(source, family_config("llama", model_type="somebodys", architectures=["S"]), tensors)
+    with pytest.raises(InputError, match="its keys fit, its tensors do not: .*unexpected: 'model.layers.0.mlp.extra'"):
+        plan_import(source)
 
 
 def test_contradicting_model_type_is_a_near_miss(tmp_path: Path) -> None:

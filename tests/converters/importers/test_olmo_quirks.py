@@ -152,6 +152,11 @@ def test_every_problem_of_a_configuration_is_listed_at_once(tmp_path: Path) -> N
     assert "mem_knum" in text and "'norm_position': unknown key" in text
 
 
+def test_a_misspelt_key_is_told_the_right_one(tmp_path: Path) -> None:
+    text = problem(tmp_path, mem_type=..., mem_typ="ultramem_v1")
+    assert "'mem_typ': unknown key (value 'ultramem_v1'); did you mean mem_type?" in text
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -1,0 +1,110 @@
+"""One table that every contender reads, on huge pages with distinct bytes on each, and the loads-alone limit."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import shutil
+import subprocess
+import tempfile
+from ctypes import byref, c_int64, c_void_p
+from pathlib import Path
+
+import torch
+
+from ultramem_deploy.ops import native
+from ultramem_deploy.runtime.plugins import ort_library
+
+HUGE_PAGE = 2 << 20
+TASKS = 64
+SOURCE = Path(__file__).with_name("native") / "touch.cpp"
+
+
+class Touch(ctypes.Structure):
+    """Touch of touch.cpp."""
+
+    _fields_ = (
+        ("table", c_void_p),
+        ("addresses", c_void_p),
+        ("count", c_int64),
+        ("row_bytes", c_int64),
+        ("rows_ahead", c_int64),
+        ("tasks", c_int64),
+        ("sink", c_void_p),
+    )
+
+
+class Fill(ctypes.Structure):
+    """Fill of touch.cpp."""
+
+    _fields_ = (("words", c_void_p), ("count", c_int64), ("tasks", c_int64))
+
+
+class Rows:
+    """`size` bytes on transparent huge pages (`huge_share` of them in fact), and random addresses into them."""
+
+    def __init__(self, size: int, addresses: int = 1 << 22) -> None:
+        self._threads = native.OpenMp(ctypes.cast(ctypes.CDLL(None).GOMP_parallel, c_void_p), torch.get_num_threads())
+        self._run = ctypes.CDLL(str(ort_library())).ultramem_openmp_for
+        self._run.argtypes = (c_void_p, c_void_p, ctypes.c_size_t, c_void_p)
+        self._library = ctypes.CDLL(str(_compiled()))
+        self._map = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._map.madvise(mmap.MADV_HUGEPAGE)
+        whole = torch.frombuffer(self._map, dtype=torch.uint8)
+        start = -whole.data_ptr() % HUGE_PAGE
+        self.bytes = whole[start : start + size]
+        fill = Fill(self.bytes.data_ptr(), size // 8, TASKS)
+        self._tasks("fill_task", fill)
+        self.huge_share = _huge_bytes(self.bytes.data_ptr()) / size
+        self._random = torch.randint(0, 1 << 62, (addresses,), generator=torch.Generator().manual_seed(0))
+        self._at = 0
+
+    def table(self, dtype: torch.dtype, columns: int) -> torch.Tensor:
+        """As many rows [N, columns] of this dtype as there are whole ones."""
+        row = columns * dtype.itemsize
+        rows = len(self.bytes) // row
+        return self.bytes[: rows * row].view(dtype).view(rows, columns)
+
+    def addresses(self, rows: int, tokens: int, slots: int) -> torch.Tensor:
+        """Random addresses [tokens, slots] below `rows`, others at each call."""
+        count = tokens * slots
+        if self._at + count > len(self._random):
+            self._at = 0
+        part = self._random[self._at : self._at + count]
+        self._at += count
+        return (part % rows).reshape(tokens, slots)
+
+    def touch(self, table: torch.Tensor, addresses: torch.Tensor, rows_ahead: int) -> None:
+        """Load every line of these rows once, on as many threads as PyTorch has."""
+        sink = (c_int64 * TASKS)()
+        tasks = max(1, min(TASKS, addresses.numel() // 16))
+        row_bytes = table.shape[1] * table.element_size()
+        problem = Touch(table.data_ptr(), addresses.data_ptr(), addresses.numel(), row_bytes, rows_ahead, tasks)
+        problem.sink = ctypes.addressof(sink)
+        self._tasks("touch_task", problem, tasks)
+
+    def _tasks(self, name: str, problem: ctypes.Structure, tasks: int = TASKS) -> None:
+        task = ctypes.cast(getattr(self._library, name), c_void_p)
+        self._run(ctypes.addressof(self._threads), task, tasks, ctypes.cast(byref(problem), c_void_p))
+
+
+def _compiled() -> Path:
+    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        raise SystemExit("error: a C++ compiler (c++) is needed for the loads-alone limit")
+    out = Path(tempfile.mkdtemp(prefix="ultramem-touch-")) / "touch.so"
+    subprocess.run([compiler, "-O3", "-std=c++17", "-shared", "-fPIC", "-o", out, SOURCE], check=True)
+    return out
+
+
+def _huge_bytes(address: int) -> int:
+    """Bytes on huge pages of the mapping that holds `address`."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+        first = line.split()[0]
+        if "-" in first and not first.endswith(":"):
+            begin, end = (int(x, 16) for x in first.split("-"))
+            inside = begin <= address < end
+        elif inside and first == "AnonHugePages:":
+            return int(line.split()[1]) << 10
+    return 0

@@ -1,0 +1,136 @@
+// Whole problems: cut into tasks, spread over the host's threads, each with scratch of its own.
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <thread>
+
+#include "../ultramem_kernels.h"
+
+namespace ultramem {
+namespace {
+
+constexpr std::int64_t kMostTasks = 64;
+
+// How many tasks to make of `bytes` of memory traffic: few enough that handing one over costs little beside it, and
+// that the wait for a task's first rows does.
+std::int64_t tasks_for(std::int64_t bytes, const UltramemThreads* threads) {
+  constexpr std::int64_t kBytesEach = 64 << 10, kTasksEach = 4;
+  static const std::int64_t machine = std::max(1u, std::thread::hardware_concurrency());
+  const std::int64_t count = threads == nullptr || threads->count <= 0 ? machine : threads->count;
+  return std::clamp<std::int64_t>(bytes / kBytesEach, 1, std::min(kMostTasks, kTasksEach * count));
+}
+
+// Part `index` of [0, size) cut into `parts` nearly equal ranges.
+UltramemRange part_of(std::int64_t size, std::int64_t parts, std::int64_t index) {
+  const std::int64_t each = size / parts, more = size % parts;
+  const std::int64_t begin = index * each + std::min(index, more);
+  return {begin, begin + each + (index < more ? 1 : 0)};
+}
+
+std::int64_t row_bytes(const UltramemTable& table) {
+  switch (table.type) {
+    case ULTRAMEM_FLOAT32:
+      return 4 * table.width;
+    case ULTRAMEM_FLOAT16:
+    case ULTRAMEM_BFLOAT16:
+      return 2 * table.width;
+    case ULTRAMEM_INT4:
+      return table.width / 2;
+    case ULTRAMEM_INT8:
+    case ULTRAMEM_FLOAT8_E4M3:
+      break;
+  }
+  return table.width;
+}
+
+// Scratch that each thread keeps between runs: it only grows. Null where memory is short.
+void* thread_scratch(std::size_t bytes) {
+  struct Free {
+    void operator()(void* memory) const { std::free(memory); }
+  };
+  constexpr std::size_t kAlignment = 64;
+  static thread_local std::unique_ptr<void, Free> memory;
+  static thread_local std::size_t size = 0;
+  if (size < bytes || memory == nullptr) {
+    size = (bytes / kAlignment + 1) * kAlignment;
+    memory.reset();
+    memory.reset(std::aligned_alloc(kAlignment, size));
+  }
+  return memory.get();
+}
+
+// `work(i, scratch)` for i in [0, count); the status of the first that is not OK.
+template <typename Work>
+UltramemStatus run(const UltramemThreads* threads, std::int64_t count, std::size_t scratch_bytes, const Work& work) {
+  struct Batch {
+    const Work& work;
+    std::size_t scratch_bytes;
+    UltramemStatus statuses[kMostTasks];
+  };
+  const auto task = [](void* data, std::size_t index) {
+    auto& batch = *static_cast<Batch*>(data);
+    void* scratch = thread_scratch(batch.scratch_bytes);
+    batch.statuses[index] = scratch == nullptr ? UltramemStatus{ULTRAMEM_OUT_OF_MEMORY, 0, 0, 0}
+                                               : batch.work(static_cast<std::int64_t>(index), scratch);
+  };
+  Batch batch{work, scratch_bytes, {}};
+  if (count == 1 || threads == nullptr || threads->parallel_for == nullptr) {
+    for (std::int64_t i = 0; i < count; ++i) task(&batch, static_cast<std::size_t>(i));
+  } else if (count > 1) {
+    threads->parallel_for(threads->host, task, static_cast<std::size_t>(count), &batch);
+  }
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (batch.statuses[i].code != ULTRAMEM_OK) return batch.statuses[i];
+  }
+  return {ULTRAMEM_OK, 0, 0, 0};
+}
+
+}  // namespace
+}  // namespace ultramem
+
+using namespace ultramem;
+
+extern "C" {
+
+UltramemStatus ultramem_sparse_lookup_run(const UltramemSparseLookup* problem, const UltramemThreads* threads) {
+  if (problem->tokens <= 0) return {problem->tokens < 0 ? ULTRAMEM_BAD_SHAPE : ULTRAMEM_OK, 0, 0, 0};
+  // Tokens first; columns where there are fewer tokens than tasks, in steps that keep cache lines whole.
+  constexpr std::int64_t kColumnStep = 256;
+  const std::int64_t width = problem->table.width;
+  const std::int64_t tasks = tasks_for(problem->tokens * problem->slots * row_bytes(problem->table), threads);
+  const std::int64_t by_token = std::min(tasks, problem->tokens);
+  const std::int64_t steps = (width + kColumnStep - 1) / kColumnStep;
+  const std::int64_t by_column = std::max<std::int64_t>(1, std::min(tasks / by_token, steps));
+  const auto work = [&](std::int64_t i, void* scratch) {
+    const UltramemRange part = part_of(steps, by_column, i % by_column);
+    const UltramemRange columns = {part.begin * kColumnStep, std::min(part.end * kColumnStep, width)};
+    return ultramem_sparse_lookup(problem, part_of(problem->tokens, by_token, i / by_column), columns, scratch);
+  };
+  return run(threads, by_token * by_column, ultramem_sparse_lookup_scratch(problem), work);
+}
+
+UltramemStatus ultramem_sparse_gate_run(const UltramemSparseGate* problem, const UltramemThreads* threads) {
+  const std::int64_t pairs = problem->tokens * problem->slots;
+  const std::int64_t tasks = std::min(pairs, tasks_for(pairs * row_bytes(problem->table), threads));
+  const auto work = [&](std::int64_t i, void* scratch) {
+    return ultramem_sparse_gate(problem, part_of(pairs, tasks, i), scratch);
+  };
+  return run(threads, tasks, ultramem_sparse_gate_scratch(problem), work);
+}
+
+UltramemStatus ultramem_tucker_topk_run(const UltramemTuckerTopK* problem, const UltramemThreads* threads) {
+  // Stage 1 reads rank * (n_row + n_col) numbers, stage 2 scores k_row * k_col pairs; selecting costs about as much
+  // again.
+  constexpr std::int64_t kBytesPerScore = 8;
+  const std::int64_t k_row = std::min(problem->k, problem->n_row), k_col = std::min(problem->k, problem->n_col);
+  const std::int64_t items = problem->tokens * problem->heads;
+  const std::int64_t scores = problem->rank * (problem->n_row + problem->n_col) + k_row * k_col;
+  const std::int64_t tasks = std::min(items, tasks_for(items * scores * kBytesPerScore, threads));
+  const auto work = [&](std::int64_t i, void* scratch) {
+    return ultramem_tucker_topk(problem, part_of(items, tasks, i), scratch);
+  };
+  return run(threads, tasks, ultramem_tucker_topk_scratch(problem), work);
+}
+
+}  // extern "C"

@@ -1,0 +1,100 @@
+// Whole problems over a stub host's threads, several hosts at once on one table, for ThreadSanitizer: the results must
+// be those of one thread. Prints what is wrong and exits 1.
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "ultramem_kernels.h"
+
+namespace {
+
+constexpr std::int64_t kRows = 64, kWidth = 512, kTokens = 40, kSlots = 24, kHeads = 2, kKeys = 100, kKept = 9;
+constexpr int kHosts = 3;
+
+// Every task on a thread of its own, as the worst host would.
+void parallel_for(void*, UltramemTask task, size_t count, void* data) {
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < count; ++i) threads.emplace_back(task, data, i);
+  for (std::thread& thread : threads) thread.join();
+}
+
+std::vector<float> normal(std::int64_t count, unsigned seed) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<float> distribution;
+  std::vector<float> values(static_cast<size_t>(count));
+  for (float& value : values) value = distribution(generator);
+  return values;
+}
+
+struct Inputs {
+  std::vector<float> table = normal(kRows * kWidth, 1), scores = normal(kTokens * kSlots, 2),
+                     x = normal(kTokens * kWidth, 3), keys = normal(kTokens * kHeads * 2 * kKeys, 4),
+                     factors = normal(kHeads * 2, 5), cores = normal(kHeads * 4, 6);
+  std::vector<std::int64_t> addresses;
+
+  Inputs() {
+    std::mt19937 generator(7);
+    for (std::int64_t i = 0; i < kTokens * kSlots; ++i) addresses.push_back(generator() % (2 * kRows));
+  }
+};
+
+struct Outputs {
+  std::vector<float> sums = std::vector<float>(2 * kTokens * kWidth), gate = std::vector<float>(kTokens * kSlots),
+                     kept = std::vector<float>(kTokens * kHeads * kKept);
+  std::vector<std::int64_t> indices = std::vector<std::int64_t>(kTokens * kHeads * kKept);
+  bool fine = true;
+
+  bool operator==(const Outputs& other) const {
+    return fine && other.fine && sums == other.sums && gate == other.gate && kept == other.kept &&
+           indices == other.indices;
+  }
+};
+
+void run(const Inputs& in, const UltramemThreads* threads, Outputs* out) {
+  const UltramemTable table{in.table.data(), ULTRAMEM_FLOAT32, kRows, kWidth, kWidth, nullptr};
+  const UltramemSparseLookup lookup{
+      table, in.addresses.data(), in.scores.data(), out->sums.data(), ULTRAMEM_FLOAT32, kTokens, kSlots, 1, 2};
+  const UltramemSparseGate gate{
+      table,  in.addresses.data(), in.x.data(), out->gate.data(), ULTRAMEM_FLOAT32, kTokens, kSlots,
+      kWidth, ULTRAMEM_SILU};
+  const float* factors = in.factors.data();
+  const UltramemTuckerTopK topk{in.keys.data(),
+                                in.keys.data(),
+                                factors,
+                                factors,
+                                in.cores.data(),
+                                out->kept.data(),
+                                out->indices.data(),
+                                ULTRAMEM_FLOAT32,
+                                kTokens,
+                                kHeads,
+                                2,
+                                kKeys,
+                                kKeys,
+                                1,
+                                kKept};
+  out->fine = ultramem_sparse_lookup_run(&lookup, threads).code == ULTRAMEM_OK &&
+              ultramem_sparse_gate_run(&gate, threads).code == ULTRAMEM_OK &&
+              ultramem_tucker_topk_run(&topk, threads).code == ULTRAMEM_OK;
+}
+
+}  // namespace
+
+int main() {
+  const Inputs inputs;
+  const UltramemThreads threads{parallel_for, nullptr, 0};
+  Outputs outputs[kHosts], expected;
+  std::vector<std::thread> hosts;
+  for (Outputs& output : outputs) hosts.emplace_back(run, std::cref(inputs), &threads, &output);
+  for (std::thread& host : hosts) host.join();
+  run(inputs, nullptr, &expected);
+  for (const Outputs& output : outputs) {
+    if (output == expected) continue;
+    std::printf("%s: threads change the result\n", ultramem_cpu_isa());
+    return 1;
+  }
+  return 0;
+}
