@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .cookbook.running import run
     from .errors import CheckFailed, ConfigError, InputError, UltraMemError
     from .inspection import inspect
     from .model.loading import load
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
         upcycle,
         verify,
     )
-    from .recipes.running import run
     from .spec import ModelSpec
 
 _WHERE = {
@@ -56,7 +56,7 @@ _WHERE = {
     "plan": "pipeline",
     "profile": "pipeline",
     "quantize": "pipeline",
-    "run": "recipes.running",
+    "run": "cookbook.running",
     "upcycle": "pipeline",
     "verify": "pipeline",
 }

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from ..cookbook import files
 from ..errors import ConfigError
-from ..recipes import files
 from .options import json_option
 from .output import aligned, counted, print_json
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from ..recipes import running
-from ..recipes.files import setting
+from ..cookbook import running
+from ..cookbook.files import setting
 from .options import StageOptions, jobs_option, memory_budget_option, stage_options, verb
 from .output import print_json, progress_bar, size
 

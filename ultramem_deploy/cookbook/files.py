@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..yaml_file import parse_yaml, read_yaml
 from .recipe import Recipe, parse, unknown
 
-SHIPPED = Path(__file__).parent / "shipped"
+SHIPPED = Path(__file__).parent / "recipes"
 
 
 def shipped() -> list[Path]:

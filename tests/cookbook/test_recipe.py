@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from tests import builders
 from ultramem_deploy import pipeline
 from ultramem_deploy.cli import main
+from ultramem_deploy.cookbook import files
+from ultramem_deploy.cookbook.options import STAGES, UPCYCLE
+from ultramem_deploy.cookbook.recipe import parse
 from ultramem_deploy.errors import ConfigError, InputError
-from ultramem_deploy.recipes import files
-from ultramem_deploy.recipes.options import STAGES, UPCYCLE
-from ultramem_deploy.recipes.recipe import parse
+from ultramem_deploy.spec import ModelSpec
 
 MACHINE = {"src", "out", "candidate", "overwrite", "copy", "jobs", "memory_budget", "executor", "progress", "check"}
 
@@ -37,12 +39,6 @@ def test_options_are_the_parameters_of_the_verbs(stage: str) -> None:
     for p in parameters:
         if p.name in named and p.default is not p.empty and stage != "upcycle":
             assert STAGES[stage].model_fields[p.name].default == p.default
-
-
-def test_every_method_can_be_named() -> None:
-    from ultramem_deploy.converters.upcycle.stage import METHODS
-
-    assert set(UPCYCLE) == set(METHODS)
 
 
 def test_every_problem_is_told_at_once_with_the_nearest_name() -> None:
@@ -92,7 +88,10 @@ def test_stages_stand_where_they_can_run(stages: Any, said: str) -> None:
 
 
 def test_a_stage_may_occur_twice() -> None:
-    document = {"description": "x", "stages": ["fold", {"fold": {"order": "frequency"}}, {"verify": {"reference": "fold"}}]}
+    document = {
+        "description": "x",
+        "stages": ["fold", {"fold": {"order": "frequency"}}, {"verify": {"reference": "fold"}}],
+    }
     recipe = parse(document, "r", "r.yaml")
     assert [step.name for step in recipe.steps] == ["fold", "fold-2", "verify"]
     assert recipe.steps[1].options.given() == {"order": "frequency"}
@@ -155,3 +154,17 @@ def test_a_bad_recipe_exits_with_2_and_tells_all(tmp_path: Path) -> None:
 def test_an_unknown_recipe_is_named(name: str, said: str) -> None:
     result = run("recipes", "show", name)
     assert result.exit_code == 2 and said in result.stderr
+
+
+def test_upcycle_reads_its_options_from_a_recipe(tmp_path: Path) -> None:
+    model = builders.write_checkpoint(tmp_path / "model", builders.PLAIN)
+    recipe = tmp_path / "mine.yaml"
+    sizes = "method: identity, paths: '0:1', knum: 8, key_width: 4, value_width: 8, top_m: 3, blocks: 4"
+    recipe.write_text(f"description: x\nstages:\n  - convert\n  - upcycle: {{{sizes}}}\n  - export\n")
+    assert run("upcycle", model, tmp_path / "out", "--recipe", recipe).exit_code == 0
+    (layer,) = ModelSpec.load(tmp_path / "out").memory
+    assert (layer.row_keys, layer.key_width, layer.top_m) == (16, 4, 3)
+    beside = run("upcycle", model, tmp_path / "other", "--recipe", recipe, "--knum", "8")
+    assert beside.exit_code == 2 and "--knum: given beside --recipe" in beside.stderr
+    none = run("upcycle", model, tmp_path / "other", "--recipe", "official-ultramem")
+    assert none.exit_code == 2 and "expected one upcycle stage, found 0" in none.stderr

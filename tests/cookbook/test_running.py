@@ -15,8 +15,8 @@ import ultramem_deploy as um
 from tests import builders
 from tests.converters.importers.official_cases import make_config, write_official
 from ultramem_deploy.cli import main
+from ultramem_deploy.cookbook import files
 from ultramem_deploy.errors import CheckFailed, InputError
-from ultramem_deploy.recipes import files
 
 # What makes a recipe tiny; everything else runs as it is written.
 SIZES = {"knum": 8, "key_width": 4, "value_width": 8, "top_m": 4, "paths": "0:1"}
