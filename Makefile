@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help env demo test test-long fuzz sanitize lint format plugins check-tensorrt cpp check-cpp gpu bench clean
+.PHONY: help env demo test test-long fuzz sanitize lint format plugins check-tensorrt check-triton cpp check-cpp gpu bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -57,10 +57,13 @@ plugins: env ## build all native code that the machine's tools allow in build/na
 		-DPython_EXECUTABLE=$(abspath $(BIN))/python
 	$(BIN)/cmake --build build/native
 
-check-tensorrt: plugins ## the TensorRT plugins without a GPU: registry, harness, register spills; JSON on the last line
+check-tensorrt: plugins ## TensorRT without a GPU: registry, harness, register spills, RTX engines; JSON on the last line
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		tensorrt-lean-cu13-libs tensorrt-lean-cu13-bindings
+		tensorrt-lean-cu13-libs tensorrt-lean-cu13-bindings tensorrt-rtx-cu13
 	@$(BIN)/python -m tools.check_tensorrt
+
+check-triton: env ## the Triton kernels compiled for sm_80, 90 and 100 without a GPU; JSON on the last line
+	$(BIN)/python -m tools.check_triton
 
 cpp: env ## the C++ library and its example programs, in build/cpp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpp]'

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from ultramem_deploy.checkpoint import Stage, TensorTask, numpy_dtype
 from ultramem_deploy.checkpoint.provenance import SourceRecord
 from ultramem_deploy.layout import TensorSpec, tensor_layout
-from ultramem_deploy.spec import DecoderSpec, MemoryLayerSpec, ModelSpec, NormSpec, RopeSpec, TableSpec
+from ultramem_deploy.spec import DecoderSpec, MemoryLayerSpec, ModelSpec, NormSpec, RopeSpec, RoutingSpec, TableSpec
 
 RMS = NormSpec("rms", 1e-5)
 LAYER = NormSpec("layer", 1e-5)
@@ -83,6 +83,18 @@ PKM = ModelSpec(DECODER, (memory_plus(kind="pkm", output_gate=False, query_norm=
 EXPANDED = ModelSpec(
     DECODER, (ultramem_v1(expanded=True, blocks=1, shuffle=False, slots=144),), {"t": TableSpec(144, 64)}
 )
+ROUTED = ModelSpec(
+    DECODER,
+    (
+        memory_plus(
+            kind="pkm", heads=1, query_heads=1, top_m=16, row_keys=6, col_keys=8, slots=48, key_width=32,
+            query_norm=None, score_function="none", output_gate=False, expanded=True, routing=RoutingSpec(2),
+            gate_activation="swiglu",
+        ),
+    ),
+    {"t": TableSpec(48, 32, 64)},
+)  # fmt: skip
+"""Six experts of eight neurons each, as a memory."""
 SIGNED = ModelSpec(DECODER, (signed(),), {"t": TableSpec(28, 32, 32)})
 PLAIN = ModelSpec(DECODER)
 

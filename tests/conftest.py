@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+# Triton reads it when a kernel is defined: in tests its kernels are interpreted, on the CPU; `make gpu` says 0.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch

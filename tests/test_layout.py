@@ -14,7 +14,7 @@ from tests.model.test_memory import KINDS
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.layout import TensorSpec, tensor_layout
 from ultramem_deploy.model import UltraMemModel, load
-from ultramem_deploy.spec import DecoderSpec, ExpertsSpec, LatentSpec, ModelSpec, NormSpec
+from ultramem_deploy.spec import DecoderSpec, ExpertsSpec, LatentSpec, ModelSpec, NormSpec, RoutingSpec
 
 DECODERS = {
     "plain": b.DECODER,
@@ -28,7 +28,7 @@ DECODERS = {
     "latent attention": b.decoder(num_kv_heads=4, latent=LatentSpec(12, 6, 10, 1e-6, 11), qkv_bias=True),
     "norms around": b.decoder(norm_position="both", norm=NormSpec("rms", 1e-5, unit_offset=True)),
     "norms around, no FFN": b.decoder(norm_position="both", ffn_widths=(0, 20)),
-    "experts": b.decoder(experts=ExpertsSpec((1,), 4, 2, 12, selection_bias=True, shared_width=6, shared_gate=True)),
+    "experts": b.decoder(experts=ExpertsSpec((1,), 4, 12, RoutingSpec(2, selection_bias=True), 6, True, (0,))),
     "norms without weights": b.decoder(norm=NormSpec("layer", 1e-5, affine=False)),
     "norms with bias": b.decoder(norm=NormSpec("layer", 1e-5, bias=True), qk_norm="head"),
 }

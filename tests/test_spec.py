@@ -97,13 +97,18 @@ def test_ffn_widths() -> None:
     [
         ({"layers": []}, "layers: expected distinct blocks, found []"),
         ({"layers": [1, 1]}, "layers: expected distinct blocks, found [1, 1]"),
-        ({"top_k": 9}, "top_k: 9 exceeds 8 experts"),
-        ({"top_k": 3, "groups": 4}, "top_k: 3 exceeds 2 experts"),
-        ({"groups": 3}, "groups: 1 of 3 groups of 8 experts cannot be"),
-        ({"groups": 2, "top_groups": 3}, "groups: 3 of 2 groups of 8 experts cannot be"),
-        ({"groups": 8}, "groups: a group needs 2 experts, found 1"),
+        ({"routing": {"top_k": 9}}, "routing.top_k: 9 exceeds 8 experts"),
+        ({"routing": {"top_k": 3, "groups": 4}}, "routing.top_k: 3 exceeds 2 experts"),
+        ({"routing": {"top_k": 1, "groups": 3}}, "routing.groups: 1 of 3 groups of 8 experts cannot be"),
+        (
+            {"routing": {"top_k": 1, "groups": 2, "top_groups": 3}},
+            "routing.groups: 3 of 2 groups of 8 experts cannot be",
+        ),
+        ({"routing": {"top_k": 1, "groups": 8}}, "routing.groups: a group needs 2 experts, found 1"),
+        ({"routing": {"top_k": 1, "scale": 0.0}}, "routing.scale: must be positive, found 0.0"),
         ({"width": 0}, "width: must be positive, found 0"),
-        ({"shared_gate": True}, "shared_width: a shared gate needs a shared FFN, found 0"),
+        ({"shared_gate": True}, "shared_width: what is shared needs a width, found 0"),
+        ({"shared_layers": [1]}, "shared_width: what is shared needs a width, found 0"),
     ],
 )
 def test_mixtures_of_experts(changes: dict[str, Any], expected: str) -> None:
@@ -126,10 +131,11 @@ _LATER_DECODER = [
 ]  # fmt: skip
 _LATER = ["empty_slot", "query_bias", "output_bias", "output_gate_bias", "token_gate", "rank_one_keys"]
 LATENT = {"kv_rank": 8, "rope_dim": 6, "value_dim": 10, "norm_eps": 1e-6}
-EXPERTS = {"layers": [0], "count": 8, "top_k": 2, "width": 12}
+EXPERTS = {"layers": [0], "count": 8, "width": 12, "routing": {"top_k": 2}}
 SPARE = {"rows": 1, "value_width": 1}
 RULES: dict[str, tuple[Any, str]] = {
     "decoder__hidden_size": (0, "decoder.hidden_size: must be positive, found 0"),
+    "decoder__num_layers": (10**9, "decoder.num_layers: must be at most 10000, found 1000000000"),
     "decoder__num_kv_heads": (3, "decoder.num_kv_heads: must divide num_heads (4), found 3"),
     "decoder__head_dim": (15, "decoder.head_dim: rotary positions need an even size, found 15"),
     "decoder__ffn_widths": ([48], "decoder.ffn_widths: expected 2 numbers or none, found 1"),

@@ -48,7 +48,8 @@ def run_tests(tests: str = TESTS) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "junit.xml"
         command = [sys.executable, "-m", "pytest", tests, f"--junitxml={report}"]
-        subprocess.run(command, cwd=built.CHECKOUT, stdout=sys.stderr, check=False)
+        environment = {**os.environ, "TRITON_INTERPRET": "0"}
+        subprocess.run(command, cwd=built.CHECKOUT, stdout=sys.stderr, env=environment, check=False)
         return read_report(report)
 
 

@@ -96,7 +96,7 @@ def decoder_shapes(d: DecoderSpec) -> dict[str, tuple[int, ...]]:
 def _block_shapes(d: DecoderSpec, block: int) -> dict[str, tuple[int, ...]]:
     shapes = _latent_shapes(d, d.latent) if d.latent else _attention_shapes(d)
     if d.experts and d.has_experts(block):
-        shapes |= _experts_shapes(d, d.experts)
+        shapes |= _experts_shapes(d, d.experts, block)
     elif d.has_ffn(block):
         shapes |= _ffn_shapes("mlp", d, d.ffn_width(block))
     for name in block_norm_names(d, block):
@@ -139,12 +139,14 @@ def _ffn_shapes(name: str, d: DecoderSpec, width: int) -> dict[str, tuple[int, .
     return shapes | _linear_shapes(f"{name}.down_proj", d.hidden_size, width, d.mlp_bias)
 
 
-def _experts_shapes(d: DecoderSpec, experts: ExpertsSpec) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {"mlp.gate.weight": (experts.count, d.hidden_size)}
-    if experts.selection_bias:
-        shapes[f"mlp.gate.{SELECTION_BIAS}"] = (experts.count,)
-    for expert in range(experts.count):
-        shapes |= _ffn_shapes(f"mlp.experts.{expert}", d, experts.width)
+def _experts_shapes(d: DecoderSpec, experts: ExpertsSpec, block: int) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    if block in experts.layers:
+        shapes["mlp.gate.weight"] = (experts.count, d.hidden_size)
+        if experts.routing.selection_bias:
+            shapes[f"mlp.gate.{SELECTION_BIAS}"] = (experts.count,)
+        for expert in range(experts.count):
+            shapes |= _ffn_shapes(f"mlp.experts.{expert}", d, experts.width)
     if experts.shared_width:
         shapes |= _ffn_shapes("mlp.shared_expert", d, experts.shared_width)
     if experts.shared_gate:
@@ -186,8 +188,9 @@ def memory_layout(layer: MemoryLayerSpec, spec: ModelSpec) -> dict[str, TensorSp
     rank = layer.key_rank
     shapes: dict[str, tuple[int, ...]] = {"col_keys": (layer.heads, rank, layer.col_keys, layer.key_width)}
     if layer.scoring != "signed":
-        shapes["query.weight"] = (layer.query_heads * 2 * layer.key_width, hidden)
         shapes["row_keys"] = (layer.heads, rank, layer.row_keys, layer.key_width)
+    if not layer.reads_hidden:
+        shapes["query.weight"] = (layer.query_heads * 2 * layer.key_width, hidden)
     if layer.rank_one_keys:
         shapes |= {f"{side}_rank_one": (layer.heads, *shapes[f"{side}_keys"][2:]) for side in ("row", "col")}
     for name, norm in (("query_norm", layer.query_norm), ("key_norm", layer.key_norm)):
@@ -195,7 +198,7 @@ def memory_layout(layer: MemoryLayerSpec, spec: ModelSpec) -> dict[str, TensorSp
             shapes |= _norm_shapes(name, norm, layer.key_width)
     if layer.scoring == "tucker":
         shapes["core"] = (layer.cores, layer.heads, rank, rank)
-    if table.pre_value_width and layer.scoring != "signed":
+    if table.pre_value_width and not layer.reads_hidden:
         width = table.pre_value_width // (2 if layer.gate_activation == "swiglu" else 1)
         shapes["pre_query.weight"] = (width, hidden)
     if layer.output_gate:
@@ -209,6 +212,10 @@ def memory_layout(layer: MemoryLayerSpec, spec: ModelSpec) -> dict[str, TensorSp
     layout = {name: TensorSpec(shape, "memory") for name, shape in shapes.items()}
     if layer.scoring == "tucker":
         layout |= {name: TensorSpec((layer.heads, rank), "buffer") for name in ("u", "v")}
+    if layer.routing:
+        layout["col_bias"] = TensorSpec((layer.col_keys,), "buffer")
+    if layer.routing and layer.routing.selection_bias:
+        layout[SELECTION_BIAS] = TensorSpec((layer.row_keys,), "buffer")
     if layer.shuffle:
         layout["shuffle"] = TensorSpec((layer.virtual_slots,), "buffer")
     return layout

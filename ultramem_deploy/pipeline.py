@@ -72,7 +72,8 @@ def upcycle(
     """Dense canonical checkpoint -> one with memory layers.
 
     `method` "identity" puts them beside the FFNs, `sizes` being the fields of `IdentityOptions`; "neurons" makes the
-    FFNs into them, fitted on `text`, `sizes` being the fields of `NeuronOptions`.
+    FFNs into them, fitted on `text`, `sizes` being the fields of `NeuronOptions`; "experts" does so with mixtures of
+    experts, `sizes` being the fields of `ExpertOptions`.
     """
     common: dict[str, Any] = {
         "overwrite": overwrite, "copy": copy, "jobs": jobs, "memory_budget": _budget(memory_budget),
@@ -83,6 +84,11 @@ def upcycle(
         from .converters.upcycle.neuron_stage import upcycle_neurons
 
         return upcycle_neurons(Path(src), Path(out), text=_path(text), options=_options(NeuronOptions, sizes), **common)
+    if method == "experts":
+        from .converters.upcycle.expert_options import ExpertOptions
+        from .converters.upcycle.expert_stage import upcycle_experts
+
+        return upcycle_experts(Path(src), Path(out), text=_path(text), options=_options(ExpertOptions, sizes), **common)
     from .converters.upcycle.identity import IdentityOptions
     from .converters.upcycle.stage import upcycle_checkpoint
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from .checkpoint.header import label
+from .checkpoint.header import label, shown
 from .errors import ConfigError, InputError
 from .spec_rules import model_problems as model_problems
 
@@ -85,26 +85,40 @@ class LatentSpec:
 
 
 @dataclass(frozen=True)
-class ExpertsSpec:
-    """A mixture of experts that stands for the FFN of the blocks `layers`: `top_k` of `count` FFNs of `width` a token.
+class RoutingSpec:
+    """How a token chooses `top_k` experts and weighs them.
 
     The router's scores pass a softmax or a sigmoid. Experts are chosen by score, plus a bias where `selection_bias`,
-    from the `top_groups` of `groups` whose two best are largest; `normalise` makes the weights kept sum to 1, `scale`
-    multiplies them. A dense FFN of `shared_width` runs beside them, behind a sigmoid gate where `shared_gate`.
+    from the `top_groups` of `groups` whose two best sum to most (DeepSeek-V3, 2.1.2). Weights are the scores, bias left
+    out; `normalise` makes those kept sum to 1, `scale` multiplies them.
     """
 
-    layers: tuple[int, ...]
-    count: int
     top_k: int
-    width: int
     scoring: Literal["softmax", "sigmoid"] = "softmax"
     normalise: bool = False
     scale: float = 1.0
     groups: int = 1
     top_groups: int = 1
     selection_bias: bool = False
+
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True)
+class ExpertsSpec:
+    """A mixture of experts that stands for the FFN of the blocks `layers`: `count` FFNs of `width` and their router.
+
+    A dense FFN of `shared_width` runs beside them, behind a sigmoid gate where `shared_gate`; the blocks
+    `shared_layers` have it alone.
+    """
+
+    layers: tuple[int, ...]
+    count: int
+    width: int
+    routing: RoutingSpec
     shared_width: int = 0
     shared_gate: bool = False
+    shared_layers: tuple[int, ...] = ()
 
     __pydantic_config__ = _STRICT
 
@@ -171,8 +185,8 @@ class DecoderSpec:
         return self.ffn_widths[block] if self.ffn_widths else self.intermediate_size
 
     def has_experts(self, block: int) -> bool:
-        """Whether a mixture of experts stands for this block's FFN."""
-        return self.experts is not None and block in self.experts.layers
+        """Whether a mixture of experts, or what it shares, stands for this block's FFN."""
+        return self.experts is not None and block in (*self.experts.layers, *self.experts.shared_layers)
 
     def has_ffn(self, block: int) -> bool:
         """Whether a block has an FFN, dense or a mixture."""
@@ -200,6 +214,9 @@ class MemoryLayerSpec:
 
     `slots` is the layer's window of its table: row = (sigma mod slots + offset) mod table rows, block = sigma // slots,
     sigma = shuffle[virtual]. `expanded` marks a table whose rows are already projected (M*d numbers a virtual slot).
+    With `routing` the hidden state itself meets the keys, without query and pre-query projections: rows are experts, a
+    router (row_keys) chooses among them, column keys and biases add to the logarithm of a row's weight to choose
+    within, and a slot weighs as its row does.
     Scoring "signed" reads the hidden state itself, without query and pre-query projections: slot n scores the magnitude
     of <key_n, hidden> and weighs its value by <key_n, hidden>. Rows are the two signs (virtual blocks 0 and 1) times
     `rank` parts of the slots, columns the slots of a part, so that top-m over the grid takes the largest magnitudes.
@@ -222,6 +239,7 @@ class MemoryLayerSpec:
     scoring: Literal["tucker", "additive", "signed"] = "tucker"
     rank: int = 2
     cores: int = 2
+    routing: RoutingSpec | None = None
     query_heads: int = 1
     query_norm: NormSpec | None = None
     key_norm: NormSpec | None = None
@@ -252,6 +270,11 @@ class MemoryLayerSpec:
     def taken(self) -> int:
         """K: values taken a token."""
         return self.heads * self.top_m
+
+    @property
+    def reads_hidden(self) -> bool:
+        """Whether keys and pre-values meet the hidden state itself, without projections."""
+        return self.routing is not None or self.scoring == "signed"
 
     @property
     def summed(self) -> int:
@@ -324,7 +347,7 @@ class ModelSpec:
         config = read_json(directory / "config.json")
         if config.get("model_type") != MODEL_TYPE:
             raise InputError(
-                f"{directory}: not a canonical checkpoint (model_type {str(config.get('model_type'))!r}, expected "
+                f"{directory}: not a canonical checkpoint (model_type {shown(config.get('model_type'))}, expected "
                 f"{MODEL_TYPE!r}): run `ultramem-deploy convert` first"
             )
         return cls.from_config(config, f"{directory.name}/config.json")
@@ -350,11 +373,11 @@ def _head_problems(body: dict[str, Any]) -> list[str]:
     problems = []
     model_type = body.pop("model_type", None)
     if model_type != MODEL_TYPE:
-        problems.append(f"model_type: expected {MODEL_TYPE!r}, found {model_type!r}")
+        problems.append(f"model_type: expected {MODEL_TYPE!r}, found {shown(model_type)}")
     body.pop("architectures", None)
     version = body.pop("format_version", None)
     if version != FORMAT_VERSION:
-        problems.append(f"format_version: this version reads {FORMAT_VERSION}, found {version!r}")
+        problems.append(f"format_version: this version reads {FORMAT_VERSION}, found {shown(version)}")
     return problems
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from .checkpoint.header import label
 
 if TYPE_CHECKING:
-    from .spec import DecoderSpec, MemoryLayerSpec, ModelSpec, NormSpec, RopeSpec, TableSpec
+    from .spec import DecoderSpec, MemoryLayerSpec, ModelSpec, NormSpec, RopeSpec, RoutingSpec, TableSpec
 
 _TABLE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
@@ -38,6 +38,11 @@ def _not_positive(values: Mapping[str, float | None], prefix: str = "") -> list[
     ]
 
 
+# More than any model has; a description that asks for more would only keep its reader busy listing tensors.
+_MAX_LAYERS = 10_000
+_MAX_EXPERTS = 1 << 17
+
+
 def _decoder_problems(d: DecoderSpec) -> list[str]:
     names = (
         "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size",
@@ -47,7 +52,7 @@ def _decoder_problems(d: DecoderSpec) -> list[str]:
     problems += _norm_problems("decoder.norm", d.norm) + _rope_problems("decoder.rope", d.rope)
     if d.sliding_rope:
         problems += _rope_problems("decoder.sliding_rope", d.sliding_rope)
-    problems += _latent_problems(d) + _experts_problems(d) + _ffn_problems(d)
+    problems += _latent_problems(d) + _experts_problems(d) + _ffn_problems(d) + _count_problems(d)
     if d.num_kv_heads > 0 and d.num_heads % d.num_kv_heads:
         problems.append(f"decoder.num_kv_heads: must divide num_heads ({d.num_heads}), found {d.num_kv_heads}")
     if d.head_dim % 2:
@@ -114,26 +119,65 @@ def _latent_problems(d: DecoderSpec) -> list[str]:
     return problems
 
 
+def _count_problems(d: DecoderSpec) -> list[str]:
+    experts = d.experts.count * len(d.experts.layers) if d.experts else 0
+    problems = []
+    if d.num_layers > _MAX_LAYERS:
+        problems.append(f"decoder.num_layers: must be at most {_MAX_LAYERS}, found {d.num_layers}")
+    if experts > _MAX_EXPERTS:
+        problems.append(f"decoder.experts.count: at most {_MAX_EXPERTS} in all layers together, found {experts}")
+    return problems
+
+
 def _experts_problems(d: DecoderSpec) -> list[str]:
     e = d.experts
     if e is None:
         return []
-    names = ("count", "top_k", "width", "scale", "groups", "top_groups")
-    problems = _not_positive({name: getattr(e, name) for name in names}, "decoder.experts.")
+    where = "decoder.experts"
+    problems = _not_positive({name: getattr(e, name) for name in ("count", "width")}, f"{where}.")
+    problems += _routing_problems(f"{where}.routing", e.routing, e.count)
+    blocks = (*e.layers, *e.shared_layers)
+    problems += [
+        f"{where}.layers: block {i} outside 0..{d.num_layers - 1}" for i in blocks if not 0 <= i < d.num_layers
+    ]
+    if not blocks or len(set(blocks)) != len(blocks):
+        problems.append(f"{where}.layers: expected distinct blocks, found {list(blocks)}")
+    if e.shared_width < 0 or ((e.shared_gate or e.shared_layers) and not e.shared_width):
+        problems.append(f"{where}.shared_width: what is shared needs a width, found {e.shared_width}")
+    return problems
+
+
+def _routing_problems(where: str, routing: RoutingSpec, count: int) -> list[str]:
+    names = ("top_k", "scale", "groups", "top_groups")
+    problems = _not_positive({name: getattr(routing, name) for name in names}, f"{where}.")
     if problems:
         return problems
-    outside = [i for i in e.layers if not 0 <= i < d.num_layers]
-    problems += [f"decoder.experts.layers: block {i} outside 0..{d.num_layers - 1}" for i in outside]
-    if not e.layers or len(set(e.layers)) != len(e.layers):
-        problems.append(f"decoder.experts.layers: expected distinct blocks, found {list(e.layers)}")
-    if e.count % e.groups or e.top_groups > e.groups:
-        problems.append(f"decoder.experts.groups: {e.top_groups} of {e.groups} groups of {e.count} experts cannot be")
-    elif e.groups > 1 and e.count // e.groups < 2:
-        problems.append(f"decoder.experts.groups: a group needs 2 experts, found {e.count // e.groups}")
-    elif e.top_k > e.count // e.groups * e.top_groups:
-        problems.append(f"decoder.experts.top_k: {e.top_k} exceeds {e.count // e.groups * e.top_groups} experts")
-    if e.shared_width < 0 or (e.shared_gate and not e.shared_width):
-        problems.append(f"decoder.experts.shared_width: a shared gate needs a shared FFN, found {e.shared_width}")
+    groups, kept, size = routing.groups, routing.top_groups, count // routing.groups
+    if count % groups or kept > groups:
+        return [f"{where}.groups: {kept} of {groups} groups of {count} experts cannot be"]
+    if groups > 1 and size < 2:
+        return [f"{where}.groups: a group needs 2 experts, found {size}"]
+    return [f"{where}.top_k: {routing.top_k} exceeds {size * kept} experts"] if routing.top_k > size * kept else []
+
+
+def _routed_layer_problems(layer: MemoryLayerSpec, routing: RoutingSpec, hidden: int) -> list[str]:
+    """What a memory layer with a router may not have, and how many slots it can take."""
+    expected = {
+        "scoring": "additive", "heads": 1, "query_heads": 1, "cores": 1, "key_width": hidden, "query_norm": None,
+        "key_norm": None, "query_bias": False, "score_function": "none", "expanded": True,
+    }  # fmt: skip
+    problems = [
+        f"{name}: a layer with a router has {value}, found {getattr(layer, name)}"
+        for name, value in expected.items()
+        if getattr(layer, name) != value
+    ]
+    problems += _routing_problems("routing", routing, layer.row_keys)
+    if layer.top_m > routing.top_k * layer.col_keys:
+        slots = routing.top_k * layer.col_keys
+        problems.append(f"top_m: {layer.top_m} exceeds the {slots} slots of {routing.top_k} experts")
+    if layer.row_keys > layer.top_m:
+        # Stage 1 would cut rows before the router's choice counts.
+        problems.append(f"row_keys: a router needs at most top_m = {layer.top_m} rows, found {layer.row_keys}")
     return problems
 
 
@@ -183,6 +227,8 @@ def _layer_problems(layer: MemoryLayerSpec, spec: ModelSpec) -> list[str]:
         problems.append(f"top_m: {layer.top_m} exceeds the {kept} candidates that stage 1 keeps")
     if layer.query_heads not in (1, layer.heads):
         problems.append(f"query_heads: must be 1 or heads ({layer.heads}), found {layer.query_heads}")
+    if layer.routing:
+        problems += _routed_layer_problems(layer, layer.routing, spec.decoder.hidden_size)
     if layer.scoring == "additive" and layer.cores != 1:
         problems.append(f"cores: additive scoring has 1, found {layer.cores}")
     if layer.scoring == "signed":
@@ -241,9 +287,9 @@ def _gate_problems(layer: MemoryLayerSpec, table: TableSpec, hidden: int) -> lis
     if layer.gate_activation == "swiglu" and table.pre_value_width % 2:
         return [f"gate_activation: swiglu needs an even pre-value width, found {table.pre_value_width}"]
     width = hidden * (2 if layer.gate_activation == "swiglu" else 1)
-    if layer.scoring == "signed" and table.pre_value_width not in (0, width):
+    if layer.reads_hidden and table.pre_value_width not in (0, width):
         found = table.pre_value_width
-        return [f"table: signed scoring needs {width} pre-value columns in {layer.table!r} or none, found {found}"]
+        return [f"table: pre-values that meet the hidden state have {width} columns, found {found} in {layer.table!r}"]
     return []
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper, inliner
+from onnx import TensorProto, helper, inliner, numpy_helper
 
 from ...ops import DOMAIN, VERSION
 from ...spec import ModelSpec
+
+BYTE = "engine.values_of_a_byte"
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,14 @@ class Table:
 
 
 def take_tables_out(model: onnx.ModelProto) -> dict[str, Table]:
-    """Turn value tables and shuffles into inputs, by name: data as long as the memory is large do not belong in it."""
+    """Turn value tables and shuffles into inputs, by name: data as long as the memory is large do not belong in it.
+
+    TensorRT takes no uint8 there: packed tables are inputs of int8, of the same bytes.
+    """
     tables = [tensor for tensor in model.graph.initializer if tensor.external_data and _is_table(tensor.name)]
     for tensor in tables:
+        if tensor.data_type == TensorProto.UINT8:
+            tensor.data_type = TensorProto.INT8
         model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
         model.graph.initializer.remove(tensor)
     return {tensor.name: _table(tensor) for tensor in tables}
@@ -60,7 +68,25 @@ def count_operators(model: onnx.ModelProto) -> dict[str, int]:
 def inline_operators(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with every ai.ultramem node replaced by its body."""
     inlined: onnx.ModelProto = inliner.inline_local_functions(model)
+    _unsign_bytes(inlined)
     return inlined
+
+
+def _unsign_bytes(model: onnx.ModelProto) -> None:
+    """Bodies look a byte of a packed table up as 0 to 255; from an int8 input it comes as -128 to 127."""
+    int8 = {value.name for value in model.graph.input if value.type.tensor_type.elem_type == TensorProto.INT8}
+    gathered = {node.output[0] for node in model.graph.node if node.op_type == "Gather" and node.input[0] in int8}
+    nodes = []
+    for node in model.graph.node:
+        nodes.append(node)
+        if node.op_type == "Cast" and node.input[0] in gathered and node.attribute[0].i == TensorProto.INT64:
+            byte, signed = node.output[0], f"{node.output[0]}.signed"
+            node.output[0] = signed
+            nodes.append(helper.make_node("Mod", [signed, BYTE], [byte], name=byte))
+    if len(nodes) > len(model.graph.node):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(256), BYTE))
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
 
 
 def mark_plugins(model: onnx.ModelProto) -> onnx.ModelProto:

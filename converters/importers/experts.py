@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from ultramem_deploy.checkpoint import Checkpoint, TensorInfo
 from ultramem_deploy.checkpoint.header import shown
-from ultramem_deploy.spec import ExpertsSpec
+from ultramem_deploy.spec import ExpertsSpec, RoutingSpec
 
 from .base import SourceTensor
 from .config_reader import ConfigReader, Key
@@ -21,10 +22,15 @@ EXPERTS_IGNORED = frozenset({"output_router_logits", "router_aux_loss_coef", "ro
 _FUSED = re.compile(r"(model\.layers\.\d+)\.(?:mlp|block_sparse_moe)\.experts\.(gate_up_proj|down_proj)")
 
 
-def read_experts(reader: ConfigReader, keys: Mapping[str, Key], blocks: tuple[int, ...], **more: Any) -> Any:
-    """ExpertsSpec of the blocks that have experts, None where none has; `keys` map source keys to its fields."""
-    fields = reader.fields(keys)
-    return ExpertsSpec(layers=blocks, **{**fields, **more}) if blocks else None
+def read_experts(
+    reader: ConfigReader, keys: Mapping[str, Key], blocks: tuple[int, ...], **more: Any
+) -> ExpertsSpec | None:
+    """The experts of `blocks`, None where no block has any; `keys` map source keys to fields of either description."""
+    fields = reader.fields(keys) | more
+    names = {field.name for field in dataclasses.fields(RoutingSpec)}
+    routing = RoutingSpec(**{name: value for name, value in fields.items() if name in names})
+    own = {name: value for name, value in fields.items() if name not in names}
+    return ExpertsSpec(layers=blocks, routing=routing, **own) if blocks else None
 
 
 def sparse_blocks(reader: ConfigReader, num_layers: int) -> tuple[int, ...]:

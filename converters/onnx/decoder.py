@@ -105,7 +105,7 @@ class DecoderGraph:
         d, prefix = self.decoder, f"model.layers.{index}.mlp"
         with self.graph.scope("mlp"):
             if d.experts and d.has_experts(index):
-                return mixture(self.dialect, d, d.experts, prefix, x)
+                return mixture(self.dialect, d, d.experts, prefix, x, index in d.experts.layers)
             return gated_ffn(self.dialect, d, prefix, x)
 
     def _remember(self, block: int, ffn_input: str, stream: Residual) -> None:

@@ -18,7 +18,7 @@ def expert_tasks(checkpoint: Checkpoint, decoder: DecoderSpec, target: str) -> l
 
     Raises InputError where the target has no mixture of experts, or MoE not this one.
     """
-    if decoder.experts is None:
+    if decoder.experts is None or not decoder.experts.layers:
         return []
     if target != "ort" or decoder.activation != "silu" or decoder.mlp_bias:
         raise InputError(

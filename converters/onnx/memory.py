@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from ...layout import table_layout
+from ...layout import SELECTION_BIAS, table_layout
+from ...model.routing import NEVER
 from ...ops import DOMAIN
 from ...ops.encoding import ENCODINGS
 from ...ops.sparse_gate import ACTIVATIONS
-from ...spec import MemoryLayerSpec, ModelSpec
+from ...spec import MemoryLayerSpec, ModelSpec, RoutingSpec
 from .attention import linear
 from .dialect import Portable
+from .routing import choose, router_logits, scattered
 
 
 class MemoryGraph:
@@ -24,13 +26,14 @@ class MemoryGraph:
         self.spec: MemoryLayerSpec = model.memory[index]
         self.table = model.tables[self.spec.table]
         self.prefix = f"memory.{index}"
+        self._chosen = ("", "")
 
     def __call__(self, hidden: str) -> str:
         """hidden [T, d] -> [T, d], named memory.{i}.output; the choice is memory.{i}.scores and .indices."""
         s, g = self.spec, self.graph
         raw, indices = self._retrieve(hidden)
         sigma = self._sigma(indices)
-        scores = self._weights(raw, sigma)
+        scores = self._routed_weights(hidden, indices) if s.routing else self._weights(raw, sigma)
         addresses = self._addresses(sigma)
         if self.table.pre_value_width:
             scores = g.op("Mul", scores, g.op("Unsqueeze", self._gate(hidden, addresses), g.constant([2])))
@@ -92,20 +95,47 @@ class MemoryGraph:
     def _key_scores(self, hidden: str) -> tuple[str, str]:
         """[T, H, R, n] of both sides; additive keys become rank 2: [s, 1] and [1, s]."""
         s, g = self.spec, self.graph
+        names = [f"{self.prefix}.row_scores", f"{self.prefix}.col_scores"]
+        if s.routing:
+            return self._routed_scores(s.routing, hidden, names)
         if s.scoring == "signed":
             col = self._scored(hidden, "col_keys", s.rank, s.col_keys)
             return self._signs(col), g.op("Identity", col, out=f"{self.prefix}.col_scores")
         query = self._queries(hidden)
         sides = [(query, side, ("row_keys", "col_keys")[side], s.key_rank) for side in (0, 1)]
-        names = [f"{self.prefix}.row_scores", f"{self.prefix}.col_scores"]
         if s.scoring == "tucker":
             return self._side(*sides[0], names[0]), self._side(*sides[1], names[1])
-        row, col = self._side(*sides[0]), self._side(*sides[1])
+        return self._rank_two(self._side(*sides[0]), self._side(*sides[1]), names)
+
+    def _rank_two(self, row: str, col: str, names: list[str]) -> tuple[str, str]:
+        """Additive scores as [s, 1] and [1, s]."""
+        g = self.graph
         row_ones, col_ones = self._ones(row), self._ones(col)
         return (
             g.op("Concat", row, row_ones, axis=2, out=names[0]),
             g.op("Concat", col_ones, col, axis=2, out=names[1]),
         )
+
+    def _routed_scores(self, routing: RoutingSpec, hidden: str, names: list[str]) -> tuple[str, str]:
+        """The logarithm of the weights of rows that the router chooses, far below elsewhere; columns by their keys."""
+        s, g = self.spec, self.graph
+        keys = g.weight(f"{self.prefix}.row_keys", (s.row_keys, s.key_width))
+        logits = router_logits(self.dialect, hidden, keys)
+        self._chosen = choose(self.dialect, routing, s.row_keys, logits, f"{self.prefix}.{SELECTION_BIAS}")
+        chosen, weights = self._chosen
+        row = scattered(self.dialect, logits, chosen, g.op("Log", weights), NEVER)
+        col = self.dialect.linear(hidden, g.weight(f"{self.prefix}.col_keys", (s.col_keys, s.key_width)))
+        col = g.op("Add", col, g.weight(f"{self.prefix}.col_bias"))
+        return self._rank_two(g.reshape(row, -1, 1, 1, s.row_keys), g.reshape(col, -1, 1, 1, s.col_keys), names)
+
+    def _routed_weights(self, hidden: str, indices: str) -> str:
+        """[T, K, 1]: the weight of each slot's row."""
+        s, g = self.spec, self.graph
+        rows = g.op("Div", indices, g.constant(s.col_keys))
+        like = g.op("Concat", g.size(hidden, 0), g.constant([s.row_keys]), axis=0)
+        empty = g.op("Expand", g.constant(0.0, "float32"), like)
+        weights = g.op("ScatterElements", empty, *self._chosen, axis=1)
+        return g.op("Unsqueeze", g.op("GatherElements", weights, rows, axis=1), g.constant([2]))
 
     def _linear(self, x: str, name: str, bias: bool) -> str:
         return linear(self.dialect, x, f"{self.prefix}.{name}", bias)
@@ -196,8 +226,7 @@ class MemoryGraph:
 
     def _gate(self, hidden: str, addresses: str) -> str:
         g = self.graph
-        signed = self.spec.scoring == "signed"
-        x = hidden if signed else self._linear(hidden, "pre_query", False)
+        x = hidden if self.spec.reads_hidden else self._linear(hidden, "pre_query", False)
         table = g.stored(f"tables.{self.spec.table}.pre_values")
         activation = ACTIVATIONS.index(self.spec.gate_activation)
         scales, encoding = self._encoding("pre_values")

@@ -20,7 +20,7 @@ from ultramem_deploy.units import size
 
 from .identity import IdentityOptions, memory_tasks, permutation_bytes, table_tasks, upcycled_spec
 
-METHODS = ("identity", "neurons")
+METHODS = ("identity", "neurons", "experts")
 
 
 def upcycle_checkpoint(

@@ -10,6 +10,7 @@ import click
 import pytest
 
 from ultramem_deploy.cli.app import VERBS
+from ultramem_deploy.cli.upcycle import METHODS as UPCYCLING
 from ultramem_deploy.converters.engine.options import DTYPES as ENGINE_DTYPES
 from ultramem_deploy.converters.engine.options import MODES as ENGINE_MODES
 from ultramem_deploy.converters.fold.stage import DTYPES as FOLD_DTYPES
@@ -17,7 +18,6 @@ from ultramem_deploy.converters.fold.stage import MODES
 from ultramem_deploy.converters.heal.options import TRAINABLE, HealOptions
 from ultramem_deploy.converters.importers.convert import DTYPES
 from ultramem_deploy.converters.onnx import TARGETS
-from ultramem_deploy.converters.upcycle.identity import IdentityOptions
 from ultramem_deploy.converters.upcycle.stage import METHODS
 from ultramem_deploy.runtime.engine_backends import BACKENDS
 from ultramem_deploy.runtime.opening import RUNTIMES
@@ -28,7 +28,18 @@ def parameters(verb: str) -> dict[str, click.Parameter]:
     return {parameter.opts[0]: parameter for parameter in command.params}
 
 
-@pytest.mark.parametrize(("verb", "kind"), [("upcycle", IdentityOptions), ("heal", HealOptions)])
+@pytest.mark.parametrize("method", UPCYCLING)
+def test_a_methods_flags_follow_from_its_dataclass(method: str) -> None:
+    """Not given, a flag is None, since methods may share one and differ in its default, which the help tells."""
+    flags = parameters("upcycle")
+    for field in fields(UPCYCLING[method]):
+        flag = flags["--" + field.name.replace("_", "-")]
+        assert isinstance(flag, click.Option) and flag.help
+        assert flag.default is None and str(field.default) in flag.help and method in flag.help
+        assert flag.type.convert(str(field.default), None, None) == field.default
+
+
+@pytest.mark.parametrize(("verb", "kind"), [("heal", HealOptions)])
 def test_flags_follow_from_the_dataclass(verb: str, kind: type[Any]) -> None:
     flags = parameters(verb)
     for field in fields(kind):

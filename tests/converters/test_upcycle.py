@@ -228,7 +228,7 @@ def test_a_shuffle_is_drawn_when_it_is_written_and_freed_after(monkeypatch: pyte
 def test_refusals(written: Written, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="already has 1 memory layers"):
         upcycle(written(b.V1, "v1"), tmp_path / "out", **SIZES)
-    with pytest.raises(InputError, match="--method: expected one of identity, neurons, found 'magic'"):
+    with pytest.raises(InputError, match="--method: expected one of identity, neurons, experts, found 'magic'"):
         upcycle(written(b.PLAIN, "dense"), tmp_path / "out", method="magic")
     with pytest.raises(InputError, match="unknown option 'size'"):
         upcycle(tmp_path / "dense", tmp_path / "out", size=3)

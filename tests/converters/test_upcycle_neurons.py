@@ -23,7 +23,7 @@ from ultramem_deploy.inspection import inspect
 from ultramem_deploy.model import load
 from ultramem_deploy.pipeline import export, generate, heal, plan, upcycle, verify
 from ultramem_deploy.runtime.tokenizer import Tokenizer
-from ultramem_deploy.spec import ExpertsSpec, ModelSpec
+from ultramem_deploy.spec import ExpertsSpec, ModelSpec, RoutingSpec
 from ultramem_deploy.text import load_corpus
 
 FAST: dict[str, Any] = {"calibration_tokens": 600, "held_out_tokens": 200}
@@ -225,7 +225,7 @@ SOURCES = {
     "post": (ModelSpec(b.decoder(norm_position="post")), "norms its FFNs' outputs"),
     "bias": (ModelSpec(b.decoder(mlp_bias=True)), "FFNs have biases"),
     "experts": (
-        ModelSpec(b.decoder(experts=ExpertsSpec(layers=(0,), count=4, top_k=2, width=8))),
+        ModelSpec(b.decoder(experts=ExpertsSpec((0,), 4, 8, RoutingSpec(2)))),
         "has mixtures of experts",
     ),
     "tanh": (ModelSpec(b.decoder(activation="gelu_tanh")), "the model's activation is gelu_tanh"),

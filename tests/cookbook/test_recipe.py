@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from tests import builders
 from ultramem_deploy import pipeline
 from ultramem_deploy.cli import main
+from ultramem_deploy.converters.upcycle.stage import METHODS
 from ultramem_deploy.cookbook import files
 from ultramem_deploy.cookbook.options import STAGES, UPCYCLE
 from ultramem_deploy.cookbook.recipe import parse
@@ -39,6 +40,10 @@ def test_options_are_the_parameters_of_the_verbs(stage: str) -> None:
     for p in parameters:
         if p.name in named and p.default is not p.empty and stage != "upcycle":
             assert STAGES[stage].model_fields[p.name].default == p.default
+
+
+def test_every_method_can_be_named() -> None:
+    assert set(UPCYCLE) == set(METHODS)
 
 
 def test_every_problem_is_told_at_once_with_the_nearest_name() -> None:

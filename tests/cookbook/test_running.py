@@ -17,6 +17,7 @@ from tests.converters.importers.official_cases import make_config, write_officia
 from ultramem_deploy.cli import main
 from ultramem_deploy.cookbook import files
 from ultramem_deploy.errors import CheckFailed, InputError
+from ultramem_deploy.spec import ExpertsSpec, RoutingSpec
 
 # What makes a recipe tiny; everything else runs as it is written.
 SIZES = {"knum": 8, "key_width": 4, "value_width": 8, "top_m": 4, "paths": "0:1"}
@@ -59,7 +60,9 @@ def source(recipe: str, directory: Path) -> Path:
     return builders.write_checkpoint(directory / "model", SPECS[recipe], tokenizer=True)
 
 
+MIXTURE = ExpertsSpec((0, 1), 6, 10, RoutingSpec(2))
 SPECS = {
+    "upcycle-experts": replace(builders.PLAIN, decoder=builders.decoder(experts=MIXTURE)),
     "upcycle-identity": builders.PLAIN,
     "upcycle-neurons": builders.PLAIN,
     # MatMulNBits takes rows of whole blocks of 32.

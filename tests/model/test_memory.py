@@ -211,7 +211,8 @@ def test_chunks_do_not_change_the_output(monkeypatch: pytest.MonkeyPatch) -> Non
     assert model.memory_layers[0].chunk_tokens == 1
     pieces, chosen_in_pieces, _ = run(model, 0, hidden)
     np.testing.assert_array_equal(chosen_in_pieces, chosen)
-    np.testing.assert_allclose(pieces, whole, rtol=1e-5, atol=1e-6)
+    # One token takes another path through the operators than many: the same float32 terms in another order.
+    np.testing.assert_allclose(pieces, whole, rtol=1e-5, atol=1e-5)
 
 
 def test_no_tokens() -> None:

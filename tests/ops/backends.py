@@ -98,7 +98,7 @@ def _torch(function: Callable[..., object], case: Case) -> Outputs:
     attributes = {name: value for name, value in case.attributes.items() if name != "encoding"}  # the dtype says it
     result = function(**case.inputs, **attributes)
     results = result if isinstance(result, tuple) else (result,)
-    return [x.numpy() for x in results]
+    return [x.cpu().numpy() for x in results]
 
 
 def onnx_reference(case: Case) -> Outputs:

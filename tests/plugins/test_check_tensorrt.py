@@ -9,12 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+import ultramem_deploy as um
+from tests import builders
 from tools.check_tensorrt import __main__ as check
-from tools.check_tensorrt import built, registry, spills
+from tools.check_tensorrt import built, engines, registry, spills
 from ultramem_deploy.ops import OPERATORS
 
 NAMES = [operator.name for operator in OPERATORS]
@@ -97,21 +100,24 @@ def test_a_spilling_kernel_is_found(tmp_path: Path) -> None:
     assert len(outcome.failures) == 1 and re.search(r"spill\S+ spills \d+ bytes on sm_90", outcome.failures[0])
 
 
-def test_what_is_missing_is_said_and_not_counted(tmp_path: Path) -> None:
+def test_what_is_missing_is_said_and_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "installed", lambda: False)
     result = CliRunner().invoke(check.main, ["--build", str(tmp_path)])
     assert result.exit_code == 0
-    assert json.loads(result.stdout.splitlines()[-1]) == {"creators": [], "harness_passed": False}
+    assert json.loads(result.stdout.splitlines()[-1]) == {"creators": [], "harness_passed": False, "engines_built": 0}
     for part in ("the registry", "the harness", "register spills"):
         assert f"skipped: {part}: libultramem_tensorrt.so is not built" in result.stderr
+    assert "skipped: engines: tensorrt-rtx is not installed" in result.stderr
 
 
-def test_everything_here(library: Path) -> None:
+def test_everything_here(library: Path, tmp_path: Path) -> None:
     """In a process of its own: TensorRT's registry takes a library once."""
-    command = [sys.executable, "-m", "tools.check_tensorrt"]
+    command = [sys.executable, "-m", "tools.check_tensorrt", "--demo", str(tmp_path)]
     result = subprocess.run(command, cwd=built.CHECKOUT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     answers = json.loads(result.stdout.splitlines()[-1])
     assert answers["harness_passed"] is True
+    assert answers["engines_built"] == (len(engines.KINDS) if engines.installed() else 0)
     assert answers["creators"] == (NAMES if registry.runtime() else [])
 
 
@@ -132,3 +138,19 @@ def test_a_plugin_that_takes_wrong_fields_does_not_count() -> None:
         get_plugin_registry=lambda: SimpleNamespace(load_library=lambda _: 1, get_creator=lambda *_: Careless()),
     )
     assert registry.creators(trt, Path("careless.so")) == []  # type: ignore[arg-type]
+
+
+def test_an_engine_that_lacks_something_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorrt_rtx", reason=engines.MISSING)
+    monkeypatch.setattr(engines, "KINDS", {"V2": builders.V2})
+    real = um.build
+
+    def without_logits(*arguments: Any, **options: Any) -> dict[str, Any]:
+        result = real(*arguments, **options)
+        return {**result, "outputs": result["outputs"][1:], "profiles": []}
+
+    monkeypatch.setattr(um, "build", without_logits)
+    outcome = check.Outcome()
+    check.check_engines(tmp_path, outcome)
+    assert outcome.answers["engines_built"] == 0
+    assert outcome.failures == ["the engine of V2: its outputs, profiles are not as expected"]

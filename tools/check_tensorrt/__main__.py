@@ -1,10 +1,10 @@
 """Runs every check of the TensorRT plugins that needs no GPU; the last line is a JSON object.
 
-    python -m tools.check_tensorrt [--build build/native]
+    python -m tools.check_tensorrt [--build build/native] [--demo demo/out]
 
 `creators`: operators whose plugins TensorRT's registry found and created; `harness_passed`: whether the program that
-drives the plugins without TensorRT ended well. What could not be run is named on standard error and counts as not
-passed; the exit status is 1 only where something ran and failed.
+drives the plugins without TensorRT ended well; `engines_built`: engines that tensorrt-rtx built. What could not be run
+is named on standard error and counts as not passed; the exit status is 1 only where something ran and failed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import click
 
 from ultramem_deploy.ops import OPERATORS
 
-from . import built, registry, spills
+from . import built, engines, registry, spills
 
 
 @dataclass
@@ -78,19 +78,34 @@ def check_spills(reports: list[Path], outcome: Outcome) -> None:
     outcome.failures += [f"{k.name} spills {k.spilled} bytes on sm_{k.sm}" for k in kernels if k.spilled or k.stack]
 
 
+def check_engines(demo: Path, outcome: Outcome) -> None:
+    """Fills in `engines_built`."""
+    outcome.answers["engines_built"] = 0
+    if not engines.installed():
+        _skip("engines", engines.MISSING)
+        return
+    for name, problem in engines.build_all(demo):
+        outcome.answers["engines_built"] += problem is None
+        if problem is not None:
+            outcome.failures.append(f"the engine of {name}: {problem}")
+    click.echo(f"tensorrt-rtx builds {outcome.answers['engines_built']} engines", err=True)
+
+
 def _skip(what: str, reason: str) -> None:
     click.echo(f"skipped: {what}: {reason}", err=True)
 
 
 @click.command()
 @click.option("--build", type=click.Path(path_type=Path), default=built.BUILD, help="The CMake build folder.")
-def main(build: Path) -> None:
+@click.option("--demo", type=click.Path(path_type=Path), default=engines.DEMO, help="What `make demo` made, if it ran.")
+def main(build: Path, demo: Path) -> None:
     """Check the TensorRT plugins without a GPU."""
     outcome = Outcome()
     library = built.library(build)
     check_registry(library, outcome)
     check_harness(library, built.plugins_on_host(build), built.harness(build), outcome)
     check_spills(built.ptxas_reports(build), outcome)
+    check_engines(demo, outcome)
     for failure in outcome.failures:
         click.echo(f"failed: {failure}", err=True)
     click.echo(json.dumps(outcome.answers))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,29 @@ def _field_option(field: Field[Any]) -> Decorator:
         default=field.default,
         show_default=True,
         help=field.metadata.get("help"),
+    )
+
+
+def method_options(methods: Mapping[str, type[Any]]) -> Decorator:
+    """One option a field of any method's dataclass; not given, it is None, and the method's own default holds."""
+    by_name: dict[str, dict[str, Field[Any]]] = {}
+    for method, kind in methods.items():
+        for field in fields(kind):
+            by_name.setdefault(field.name, {})[method] = field
+    return lambda function: _applied(function, *(_method_option(found) for found in by_name.values()))
+
+
+def _method_option(by_method: Mapping[str, Field[Any]]) -> Decorator:
+    field = next(iter(by_method.values()))
+    choices = field.metadata.get("choices")
+    defaults = {one.default for one in by_method.values()}
+    shown = str(field.default) if len(defaults) == 1 else ", ".join(f"{m} {f.default}" for m, f in by_method.items())
+    return click.option(
+        "--" + field.name.replace("_", "-"),
+        field.name,
+        type=click.Choice(list(choices)) if choices else type(field.default),
+        default=None,
+        help=f"{'/'.join(by_method)}: {field.metadata.get('help')}  [default: {shown}]",
     )
 
 

@@ -15,9 +15,16 @@ def key_figure(stage: str, receipt: Receipt) -> str:
     return _FIGURES[stage](receipt)
 
 
+def _told(value: Any, digits: int) -> str:
+    """A number; one that is not finite stands in a receipt as None or by its name."""
+    return f"{value:.{digits}g}" if isinstance(value, (int, float)) else "not finite"
+
+
 def _upcycle(receipt: Receipt) -> str:
     if "perplexity_ratio" in receipt:
-        return f"perplexity {receipt['perplexity_ratio']:.4g}x the source's, KL {receipt['kl']:.3g}"
+        return f"perplexity {_told(receipt['perplexity_ratio'], 4)}x the source's, KL {_told(receipt['kl'], 3)}"
+    if "parameters_total" not in receipt:
+        return f"preserving: {receipt['preserving']}"
     return f"{receipt['parameters_total']:,} parameters, preserving: {receipt['preserving']}"
 
 
@@ -29,11 +36,12 @@ def _quantize(receipt: Receipt) -> str:
     before, after = receipt["perplexity_before"], receipt["perplexity_after"]
     if before is None:
         return f"{size(receipt['bytes_before'])} became {size(receipt['bytes_after'])}"
-    return f"perplexity {before:.5g} became {after:.5g}"
+    return f"perplexity {_told(before, 5)} became {_told(after, 5)}"
 
 
 def _heal(receipt: Receipt) -> str:
-    return f"held-out perplexity {receipt['perplexity_before']:.4g} became {receipt['perplexity_after']:.4g}"
+    before, after = receipt["perplexity_before"], receipt["perplexity_after"]
+    return f"held-out perplexity {_told(before, 4)} became {_told(after, 4)}"
 
 
 def _verify(receipt: Receipt) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, create_model
 
 from ..converters.heal.options import HealOptions
+from ..converters.upcycle.expert_options import ExpertOptions
 from ..converters.upcycle.identity import IdentityOptions
 from ..converters.upcycle.neuron_options import NeuronOptions
 
@@ -92,6 +93,7 @@ _TEXT: Any = (str | None, None)
 UPCYCLE: Mapping[str, type[StageOptions]] = {
     "identity": _from_dataclass("IdentityUpcycle", IdentityOptions, method=(str, "identity")),
     "neurons": _from_dataclass("NeuronUpcycle", NeuronOptions, method=(str, "neurons"), text=_TEXT),
+    "experts": _from_dataclass("ExpertUpcycle", ExpertOptions, method=(str, "experts"), text=_TEXT),
 }
 """The options of `upcycle`, by method."""
 

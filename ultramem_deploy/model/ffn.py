@@ -9,7 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..layout import SELECTION_BIAS
 from ..spec import DecoderSpec, ExpertsSpec
+from .routing import choose, router_logits
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": F.silu,
@@ -39,45 +41,26 @@ class Router(nn.Module):
 
     def __init__(self, hidden_size: int, experts: ExpertsSpec) -> None:
         super().__init__()
-        self.spec = experts
+        self.routing = experts.routing
         self.weight = nn.Parameter(torch.zeros(experts.count, hidden_size))
-        if experts.selection_bias:
-            self.e_score_correction_bias = nn.Parameter(torch.zeros(experts.count))
+        bias = nn.Parameter(torch.zeros(experts.count)) if experts.routing.selection_bias else None
+        self.register_parameter(SELECTION_BIAS, bias)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """x [T, d] -> experts int64 [T, k], best first, and their weights float32 [T, k]."""
-        e = self.spec
-        scores = self._scores(x)
-        choice = scores + self.e_score_correction_bias.float() if e.selection_bias else scores
-        if e.groups > 1:
-            choice = choice.masked_fill(~self._allowed(choice), -torch.inf)
-        chosen = choice.topk(e.top_k, dim=-1).indices
-        weights = scores.gather(1, chosen)
-        if e.normalise:
-            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-        return chosen, weights * e.scale
-
-    def _scores(self, x: torch.Tensor) -> torch.Tensor:
-        if self.spec.scoring == "softmax":
-            return F.linear(x, self.weight).float().softmax(-1)
-        return F.linear(x.float(), self.weight.float()).sigmoid()
-
-    def _allowed(self, choice: torch.Tensor) -> torch.Tensor:
-        """bool [T, experts]: those of the groups whose two best experts sum to most (DeepSeek-V3, 2.1.2)."""
-        grouped = choice.view(len(choice), self.spec.groups, -1)
-        best = grouped.topk(2, dim=-1).values.sum(-1).topk(self.spec.top_groups, dim=-1).indices
-        kept = torch.zeros(grouped.shape[:2], dtype=torch.bool, device=choice.device).scatter(1, best, True)
-        return kept[..., None].expand_as(grouped).flatten(1)
+        logits = router_logits(self.routing, x, self.weight)
+        return choose(self.routing, logits, getattr(self, SELECTION_BIAS))
 
 
 class Experts(nn.Module):
-    """A mixture of experts, with a shared FFN beside it where the description has one."""
+    """A mixture of experts and the FFN that they share, or one of both."""
 
-    def __init__(self, decoder: DecoderSpec, experts: ExpertsSpec) -> None:
+    def __init__(self, decoder: DecoderSpec, experts: ExpertsSpec, routed: bool) -> None:
         super().__init__()
-        self.spec = experts
-        self.gate = Router(decoder.hidden_size, experts)
-        self.experts = nn.ModuleList(GatedMLP(decoder, experts.width) for _ in range(experts.count))
+        self.spec, self.routed = experts, routed
+        if routed:
+            self.gate = Router(decoder.hidden_size, experts)
+            self.experts = nn.ModuleList(GatedMLP(decoder, experts.width) for _ in range(experts.count))
         if experts.shared_width:
             self.shared_expert = GatedMLP(decoder, experts.shared_width)
         if experts.shared_gate:
@@ -86,15 +69,17 @@ class Experts(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., d] -> [..., d]."""
         flat = x.flatten(0, -2)
-        out = self._routed(flat)
-        if self.spec.shared_width:
-            shared = self.shared_expert(flat)
-            if self.spec.shared_gate:
-                shared = self.shared_expert_gate(flat).sigmoid() * shared
-            out = out + shared
-        return out.view_as(x)
+        if not self.routed:
+            return self._shared(flat).view_as(x)
+        out = self.routed_output(flat)
+        return (out + self._shared(flat) if self.spec.shared_width else out).view_as(x)
 
-    def _routed(self, x: torch.Tensor) -> torch.Tensor:
+    def _shared(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.shared_expert(x)
+        return self.shared_expert_gate(x).sigmoid() * out if self.spec.shared_gate else out
+
+    def routed_output(self, x: torch.Tensor) -> torch.Tensor:
+        """What the chosen experts add together, [T, d] of x [T, d]; what they share is left out."""
         chosen, weights = self.gate(x)
         out = torch.zeros_like(x)
         for expert in chosen.unique().tolist():
@@ -107,6 +92,6 @@ class Experts(nn.Module):
 def feed_forward(decoder: DecoderSpec, block: int) -> nn.Module | None:
     """What a block has after its attention, None where it has nothing."""
     if decoder.experts and decoder.has_experts(block):
-        return Experts(decoder, decoder.experts)
+        return Experts(decoder, decoder.experts, block in decoder.experts.layers)
     width = decoder.ffn_width(block)
     return GatedMLP(decoder, width) if width else None

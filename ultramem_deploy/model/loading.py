@@ -36,6 +36,11 @@ def load_checkpoint(
 ) -> UltraMemModel:
     """As `load`, of a checkpoint that is open already."""
     check_tensors(spec, checkpoint)
+    return assemble(spec, checkpoint, dtype, device)
+
+
+def assemble(spec: ModelSpec, checkpoint: Checkpoint, dtype: str | None = None, device: str = "cpu") -> UltraMemModel:
+    """The model that `spec` describes over the tensors of `checkpoint`, which holds them all; as `load` otherwise."""
     with torch.device("meta"):
         model = UltraMemModel(spec)
     target = DTYPES[dtype] if dtype else None

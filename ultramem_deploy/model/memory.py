@@ -9,12 +9,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..layout import table_layout
+from ..layout import SELECTION_BIAS, table_layout
 from ..ops.sparse_gate import ACTIVATIONS, sparse_gate
 from ..ops.sparse_lookup import sparse_lookup
 from ..ops.tucker_topk import tucker_topk
-from ..spec import MemoryLayerSpec, ModelSpec, TableSpec
+from ..spec import MemoryLayerSpec, ModelSpec, RoutingSpec, TableSpec
 from .norms import Norm
+from .routing import NEVER, choose, router_logits
 
 CHUNK_BYTES = 64 << 20
 
@@ -67,12 +68,13 @@ class MemoryLayer(nn.Module):
     def __init__(self, layer: MemoryLayerSpec, model: ModelSpec) -> None:
         super().__init__()
         hidden, table = model.decoder.hidden_size, model.tables[layer.table]
-        rank, signed = layer.key_rank, layer.scoring == "signed"
+        rank = layer.key_rank
         self.spec, self.table_spec, self.hidden_size = layer, table, hidden
         self.observer: Callable[[Retrieval], None] | None = None
-        if not signed:
-            self.query = nn.Linear(hidden, layer.query_heads * 2 * layer.key_width, bias=layer.query_bias)
+        if layer.scoring != "signed":
             self.row_keys = nn.Parameter(torch.empty(layer.heads, rank, layer.row_keys, layer.key_width))
+        if not layer.reads_hidden:
+            self.query = nn.Linear(hidden, layer.query_heads * 2 * layer.key_width, bias=layer.query_bias)
         self.query_norm = Norm(layer.query_norm, layer.key_width) if layer.query_norm else None
         self.key_norm = Norm(layer.key_norm, layer.key_width) if layer.key_norm else None
         self.col_keys = nn.Parameter(torch.empty(layer.heads, rank, layer.col_keys, layer.key_width))
@@ -85,7 +87,11 @@ class MemoryLayer(nn.Module):
             self.register_buffer("v", torch.empty(layer.heads, rank))
         if layer.shuffle:
             self.register_buffer("shuffle", torch.empty(layer.virtual_slots, dtype=torch.int64))
-        if table.pre_value_width and not signed:
+        if layer.routing:
+            bias = nn.Parameter(torch.zeros(layer.row_keys)) if layer.routing.selection_bias else None
+            self.register_parameter(SELECTION_BIAS, bias)
+            self.col_bias = nn.Parameter(torch.zeros(layer.col_keys))
+        if table.pre_value_width and not layer.reads_hidden:
             width = table.pre_value_width // (2 if layer.gate_activation == "swiglu" else 1)
             self.pre_query = nn.Linear(hidden, width, bias=False)
         if layer.output_gate:
@@ -98,7 +104,7 @@ class MemoryLayer(nn.Module):
     def forward(self, hidden: torch.Tensor, table: ValueTable) -> torch.Tensor:
         """hidden [T, d] -> [T, d]; runs over tokens in chunks so that no intermediate exceeds about 64 MiB."""
         # Folded keys are float32 whatever the weights are.
-        hidden = hidden.to(self.col_keys.dtype if self.spec.scoring == "signed" else self.query.weight.dtype)
+        hidden = hidden.to(self.col_keys.dtype if self.spec.reads_hidden else self.query.weight.dtype)
         parts = [self._forward_chunk(part, table) for part in torch.split(hidden, self.chunk_tokens)]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
@@ -112,7 +118,8 @@ class MemoryLayer(nn.Module):
 
     def _forward_chunk(self, hidden: torch.Tensor, table: ValueTable) -> torch.Tensor:
         raw, indices = self.retrieve(hidden)
-        out = self.combine(table, hidden, self.weights(raw, indices), self.addresses(indices))
+        weights = self._routed_weights(hidden, indices) if self.spec.routing else self.weights(raw, indices)
+        out = self.combine(table, hidden, weights, self.addresses(indices))
         if self.observer is not None:
             self.observer(Retrieval(*self.key_scores(hidden), raw, indices, out))
         return out
@@ -137,7 +144,7 @@ class MemoryLayer(nn.Module):
     ) -> torch.Tensor:
         """The output [T, d] of `hidden` [T, d]: weights [T,K,M] at addresses [T,K] (block*rows + row) of `table`."""
         if table.pre_values is not None:
-            x = (hidden if self.spec.scoring == "signed" else self.pre_query(hidden)).float()
+            x = (hidden if self.spec.reads_hidden else self.pre_query(hidden)).float()
             activation = ACTIVATIONS.index(self.spec.gate_activation)
             gate = sparse_gate(table.pre_values, addresses, x, activation, table.pre_values_scales)
             scores = scores * gate[..., None]
@@ -149,6 +156,12 @@ class MemoryLayer(nn.Module):
     def key_scores(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Row and column scores [T, H, R, n], float32; additive keys become rank 2: [s, 1] and [1, s]."""
         s = self.spec
+        if s.routing:
+            col = (F.linear(hidden, self.col_keys[0, 0]).float() + self.col_bias.float())[:, None, None]
+            chosen, weights = self._routed(s.routing, hidden)
+            row = torch.full((len(hidden), s.row_keys), NEVER, device=hidden.device)
+            # A logarithm, so that a sum with a column's score ranks a product of weight and activity.
+            return _rank_two(row.scatter(1, chosen, weights.log())[:, None, None], col)
         if s.scoring == "signed":
             col = self._side_scores(hidden[:, None], self.col_keys)
             return self._signs(col.device).expand(len(col), -1, -1, -1), col
@@ -157,7 +170,21 @@ class MemoryLayer(nn.Module):
         col = self._side_scores(query[:, :, 1], self.col_keys)
         if s.scoring == "tucker":
             return row, col
-        return F.pad(row, (0, 0, 0, 1), value=1.0), F.pad(col, (0, 0, 1, 0), value=1.0)
+        return _rank_two(row, col)
+
+    def _routed(self, routing: RoutingSpec, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows int64 [T, k] that the router chooses, and their weights float32 [T, k]."""
+        logits = router_logits(routing, hidden, self.row_keys[0, 0])
+        return choose(routing, logits, getattr(self, SELECTION_BIAS))
+
+    def _routed_weights(self, hidden: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        """[T, K, 1]: the weight of each slot's row."""
+        s = self.spec
+        if s.routing is None:
+            raise ValueError("a layer without a router")
+        chosen, weights = self._routed(s.routing, hidden)
+        rows = torch.zeros(len(hidden), s.row_keys, device=hidden.device).scatter(1, chosen, weights)
+        return rows.gather(1, indices // s.col_keys)[..., None]
 
     def _queries(self, hidden: torch.Tensor) -> torch.Tensor:
         """Normalised queries [T, query heads, 2, kdim]."""
@@ -225,6 +252,11 @@ class MemoryLayer(nn.Module):
             looked_up = looked_up * F.silu(self.output_gate(hidden)).float()
         out = looked_up if self.spec.expanded else self.output(looked_up.to(self.output.weight.dtype))
         return out * torch.sigmoid(self.token_gate(hidden)).to(out.dtype) if self.spec.token_gate else out
+
+
+def _rank_two(row: torch.Tensor, col: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Additive scores [T, H, 1, n] as [s, 1] and [1, s], whose Tucker score with the identity is their sum."""
+    return F.pad(row, (0, 0, 0, 1), value=1.0), F.pad(col, (0, 0, 1, 0), value=1.0)
 
 
 def _candidates(

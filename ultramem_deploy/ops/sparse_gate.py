@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch.nn import functional as F
 
-from . import encoding, native
+from . import encoding, native, triton_kernels
 from .schema import Attribute, Operator, Port
 
 ACTIVATIONS = ("none", "gelu", "silu", "swiglu")
@@ -132,6 +132,10 @@ def sparse_gate_op(
     scales: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The registered operator; see `reference`. Differentiable in `x`, in a float `table` and in `scales`."""
+    if triton_kernels.take(table, scales):
+        from .triton_kernels import operators
+
+        return operators.sparse_gate(table, addresses, x, activation)
     return reference(table, addresses, x, activation, scales)
 
 
@@ -147,6 +151,11 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 def _backward(ctx, grad):  # type: ignore[no-untyped-def]
     table, addresses, x, scales = ctx.saved_tensors
+    if triton_kernels.take(table, scales):
+        from .triton_kernels import operators
+
+        of_table, of_x = operators.sparse_gate_gradient(grad, table, addresses, x, ctx.activation)
+        return of_table, None, of_x, None, None
     rows = addresses % table.shape[0]
     dense = encoding.reads_most(table, rows)
     with torch.enable_grad():

@@ -6,7 +6,7 @@ from typing import cast
 
 import torch
 
-from . import encoding, native
+from . import encoding, native, triton_kernels
 from .schema import Attribute, Operator, Port
 
 OPERATOR = Operator(
@@ -137,6 +137,10 @@ def sparse_lookup_op(
     scales: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The registered operator; see `reference`. Differentiable in `scores`, in a float `table` and in `scales`."""
+    if triton_kernels.take(table, scales):
+        from .triton_kernels import operators
+
+        return operators.sparse_lookup(table, addresses, scores, blocks)
     return reference(table, addresses, scores, blocks, scales)
 
 
@@ -152,6 +156,11 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 def _backward(ctx, grad):  # type: ignore[no-untyped-def]
     table, addresses, scores, scales = ctx.saved_tensors
+    if triton_kernels.take(table, scales):
+        from .triton_kernels import operators
+
+        of_table, of_scores = operators.sparse_lookup_gradient(grad, table, addresses, scores, ctx.blocks)
+        return of_table, None, of_scores, None, None
     if encoding.reads_most(table, addresses):
         return _backward_of_all(ctx, grad)  # type: ignore[no-untyped-call]
     tokens, taken, cores = scores.shape

@@ -6,7 +6,7 @@ from typing import cast
 
 import torch
 
-from . import native
+from . import native, triton_kernels
 from .schema import Attribute, Operator, Port
 
 OPERATOR = Operator(
@@ -149,6 +149,10 @@ def tucker_topk_op(
     k: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The registered operator; see `reference`. Gradients flow through the kept scores to both sides and the cores."""
+    if triton_kernels.take(row_scores):
+        from .triton_kernels import topk
+
+        return topk.tucker_topk(row_scores, col_scores, u, v, core, k)
     return reference(row_scores, col_scores, u, v, core, k)
 
 
@@ -168,6 +172,11 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
 def _backward(ctx, grad_scores, _grad_indices):  # type: ignore[no-untyped-def]
     """d g_c = d(row^T core_c col): each kept pair sends gradient to one row entry, one column entry and the cores."""
     row_scores, col_scores, core, indices = ctx.saved_tensors
+    if triton_kernels.take(row_scores):
+        from .triton_kernels import topk
+
+        of_row, of_col, of_core = topk.tucker_topk_gradient(grad_scores, indices, row_scores, col_scores, core)
+        return of_row, of_col, None, None, of_core, None
     tokens, heads, _, n_col = col_scores.shape
     index = indices.reshape(tokens, heads, ctx.k)
     i, j = index // n_col, index % n_col

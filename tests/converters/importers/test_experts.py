@@ -110,7 +110,7 @@ def test_deepseek() -> None:
     found, problems = decoder(DEEPSEEK_V3, **DEEPSEEK)
     assert not problems
     assert (found.head_dim, found.num_kv_heads, found.latent.rope_dim) == (10, 4, 4)
-    assert (found.experts.layers, found.experts.shared_width, found.experts.groups) == ((1,), 24, 2)
+    assert (found.experts.layers, found.experts.shared_width, found.experts.routing.groups) == ((1,), 24, 2)
     assert found.rope.interleaved
     yarn = {"rope_type": "yarn", "factor": 40.0, "mscale": 1.0, "mscale_all_dim": 1.0, "rope_theta": 1e4}
     scaled, problems = decoder(DEEPSEEK_V3, **DEEPSEEK, rope_parameters=yarn)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests import builders as b
-from ultramem_deploy.spec import ExpertsSpec, LatentSpec, ModelSpec, NormSpec, RopeSpec, TableSpec
+from ultramem_deploy.spec import ExpertsSpec, LatentSpec, ModelSpec, NormSpec, RopeSpec, RoutingSpec, TableSpec
 
 LLAMA3 = RopeSpec(100.0, "llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=8)
 
@@ -14,9 +14,9 @@ GEMMA = b.decoder(
     norm=NormSpec("rms", 1e-5, unit_offset=True), norm_position="both", qk_norm="head", embedding_scale=3.0,
     attention_scale=0.3, sliding_window=3, sliding_layers=(0,), sliding_rope=RopeSpec(20.0),
 )  # fmt: skip
-GROUPS = ExpertsSpec(
-    (1,), 8, 3, 12, scoring="sigmoid", groups=4, top_groups=2, selection_bias=True, scale=2.5, shared_width=20
-)
+GROUPS = RoutingSpec(3, "sigmoid", groups=4, top_groups=2, selection_bias=True, scale=2.5)
+
+SHARED = ExpertsSpec((), 6, 8, RoutingSpec(2), 20, shared_layers=(0, 1))
 
 DECODERS = {
     "llama": b.decoder(),
@@ -89,6 +89,10 @@ MEMORIES = {
     "v2_empty_slot": _memory(b.V2, slots=4, row_keys=4, col_keys=4, empty_slot=9),
     "v1_no_ffn": replace(b.V1, decoder=b.decoder(ffn_widths=(0, 0))),
     "expanded_token_gate": _memory(b.EXPANDED, token_gate=True),
+    "routed": b.ROUTED,
+    "routed_partly": replace(b.ROUTED, memory=(replace(b.ROUTED.memory[0], top_m=13),)),
+    "routed_groups": replace(b.ROUTED, memory=(replace(b.ROUTED.memory[0], routing=replace(GROUPS, groups=3)),)),
+    "shared_alone": replace(b.ROUTED, decoder=b.decoder(experts=replace(SHARED, shared_gate=True))),
     "signed": b.SIGNED,
     "signed_some_kept": _memory(b.SIGNED, kept_values=5),
     "v2_some_kept": _memory(b.V2, kept_values=3, cores=1),
@@ -97,11 +101,11 @@ MEMORIES = {
     "expanded_gated": replace(_memory(b.EXPANDED, gate_activation="silu"), tables={"t": TableSpec(144, 64, 8)}),
 }
 EXPERTS = {
-    "softmax": b.decoder(experts=ExpertsSpec((0, 1), 6, 2, 12)),
-    "shared_gate": b.decoder(experts=ExpertsSpec((1,), 6, 3, 12, normalise=True, shared_width=20, shared_gate=True)),
-    "groups": b.decoder(experts=GROUPS),
-    "groups_normalised": b.decoder(experts=replace(GROUPS, normalise=True)),
-    "biased_softmax": b.decoder(experts=ExpertsSpec((0,), 6, 2, 12, selection_bias=True)),
+    "softmax": b.decoder(experts=ExpertsSpec((0, 1), 6, 12, RoutingSpec(2))),
+    "shared_gate": b.decoder(experts=ExpertsSpec((1,), 6, 12, RoutingSpec(3, normalise=True), 20, True, (0,))),
+    "groups": b.decoder(experts=ExpertsSpec((1,), 8, 12, GROUPS, 20)),
+    "groups_normalised": b.decoder(experts=ExpertsSpec((1,), 8, 12, replace(GROUPS, normalise=True))),
+    "biased_softmax": b.decoder(experts=ExpertsSpec((0,), 6, 12, RoutingSpec(2, selection_bias=True))),
 }
 """For ONNX Runtime alone."""
 MODELS = {f"decoder-{name}": ModelSpec(decoder) for name, decoder in DECODERS.items()} | {
