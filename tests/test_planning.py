@@ -98,8 +98,14 @@ PEAKS = {
 }
 
 
+@pytest.mark.parametrize("native", [False, True])
 @pytest.mark.parametrize("spec", PEAKS.values(), ids=PEAKS)
-def test_prefill_bytes_bound_what_torch_allocates(spec: ModelSpec) -> None:
+def test_prefill_bytes_bound_what_torch_allocates(
+    spec: ModelSpec, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Close for the reference operators, which hold every step of their formulas; a bound for the native ones too."""
+    if not native:
+        monkeypatch.setattr("ultramem_deploy.ops.native.kernels", lambda: None)
     tokens = 16
     with torch.device("meta"):
         model = UltraMemModel(spec)
@@ -110,7 +116,10 @@ def test_prefill_bytes_bound_what_torch_allocates(spec: ModelSpec) -> None:
     model.load_state_dict(tensors, assign=True)
     peak = allocated_peak(model.requires_grad_(False), torch.randn(tokens, spec.decoder.hidden_size))
     bound = prefill_bytes(spec, tokens)
-    assert bound / 4 < peak <= bound * 1.05, f"peak {peak / MIB:.2f} MiB, bound {bound / MIB:.2f} MiB"
+    # An eighth: tokens that read most of a small table multiply with it whole, and gather no rows.
+    assert (native or bound / 8 < peak) and 0 < peak <= bound * 1.05, (
+        f"peak {peak / MIB:.2f} MiB, bound {bound / MIB:.2f} MiB"
+    )
 
 
 def allocated_peak(model: UltraMemModel, hidden: torch.Tensor) -> int:

@@ -42,6 +42,11 @@ def make_bundle(
     the weights instead of linking them. Raises InputError for a directory that `export` did not make.
     """
     src, out = Path(src), Path(out)
+    if runtime == "tensorrt":
+        raise InputError(
+            "runtime tensorrt: an engine travels as NAME.engine, NAME.engine.json and NAME.model/, which "
+            "`ultramem-deploy build MODEL NAME.engine` writes; bundle for onnxruntime"
+        )
     if runtime not in RUNTIMES:
         raise InputError(f"runtime: expected one of {', '.join(RUNTIMES)}, found {runtime!r}")
     model = exported(src)

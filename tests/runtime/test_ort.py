@@ -19,6 +19,7 @@ from ultramem_deploy.model import load
 from ultramem_deploy.pipeline import upcycle
 from ultramem_deploy.runtime import ort, ort_cache
 from ultramem_deploy.runtime.ort import OrtRunner
+from ultramem_deploy.runtime.ort_model import description_fingerprint
 from ultramem_deploy.spec import ModelSpec
 
 TOLERANCE = 1e-4  # as tests/converters/onnx/test_export_parity.py: float32 sums in another order
@@ -196,3 +197,13 @@ def test_a_wrong_instruction_set_is_named(bundles: dict[tuple[str, str], Path]) 
     command = [sys.executable, "-c", script, str(bundles["v1", "ort"])]
     said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     assert said.startswith("ULTRAMEM_CPU must be plain, avx2 or avx512") and "uild" not in said
+
+
+def test_fields_at_their_defaults_do_not_change_a_fingerprint() -> None:
+    """A bundle stays good when a later version's descriptions have new fields."""
+    spec = builders.V2
+    found = description_fingerprint(spec)
+    spelled = replace(spec, decoder=replace(spec.decoder, ffn_widths=(), experts=None))
+    assert description_fingerprint(spelled) == found
+    assert description_fingerprint(replace(spec, decoder=replace(spec.decoder, ffn_widths=(48, 0)))) != found
+    assert description_fingerprint(replace(spec, memory=spec.memory[:1])) != found

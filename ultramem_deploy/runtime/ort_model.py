@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -61,8 +62,30 @@ def read_model(bundle: Path) -> onnx.ModelProto:
 
 
 def description_fingerprint(spec: ModelSpec) -> str:
-    """SHA-256 of a model description; the exporter notes it in the graph as `description`."""
-    return hashlib.sha256(json.dumps(spec.to_config(), sort_keys=True).encode()).hexdigest()
+    """SHA-256 of a model description; the exporter notes it in the graph as `description`.
+
+    Fields at their defaults do not count: a later version's new fields leave it as it was.
+    """
+    return hashlib.sha256(json.dumps(_said(spec), sort_keys=True).encode()).hexdigest()
+
+
+def _said(value: Any) -> Any:
+    """A description without the fields that hold their defaults."""
+    if dataclasses.is_dataclass(value):
+        return {
+            field.name: _said(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if not _is_default(field, getattr(value, field.name))
+        }
+    if isinstance(value, dict):
+        return {key: _said(item) for key, item in value.items()}
+    return [_said(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _is_default(field: dataclasses.Field[Any], value: Any) -> bool:
+    if field.default is not dataclasses.MISSING:
+        return bool(value == field.default)
+    return field.default_factory is not dataclasses.MISSING and bool(value == field.default_factory())
 
 
 def check_description(bundle: Path, model: onnx.ModelProto, spec: ModelSpec) -> None:

@@ -186,6 +186,8 @@ def test_refusals(exported: Path, tmp_path: Path) -> None:
         make_bundle(tmp_path, tmp_path / "out")
     with pytest.raises(InputError, match=r"runtime: expected one of onnxruntime, .*found 'tpu'"):
         make_bundle(exported, tmp_path / "out", runtime="tpu")
+    with pytest.raises(InputError, match=r"runtime tensorrt: .*ultramem-deploy build"):
+        make_bundle(exported, tmp_path / "out", runtime="tensorrt")
     with pytest.raises(InputError, match=r"holds no manifest.json"):
         read_manifest(exported)
     assert not (tmp_path / "out").exists()
