@@ -15,8 +15,10 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
+from tests import builders as b
 from ultramem_deploy.cli import main
 from ultramem_deploy.cli.app import VERBS
+from ultramem_deploy.spec import ExpertsSpec, ModelSpec, RoutingSpec
 from ultramem_deploy.text import load_corpus
 
 README = Path(__file__).parents[1] / "README.md"
@@ -47,6 +49,7 @@ def write_model(directory: Path) -> None:
 def test_every_command_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_model(Path("SmolLM2-135M"))
+    b.write_checkpoint(Path("olmoe"), ModelSpec(b.decoder(experts=ExpertsSpec((0, 1), 6, 10, RoutingSpec(2)))))
     lines = commands()
     verbs = {shlex.split(line)[1] for line in lines}
     assert verbs == set(VERBS)
