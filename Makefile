@@ -83,6 +83,7 @@ bench: env ## every benchmark, tables on the terminal
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench,plot]'
 	$(BIN)/python benchmarks/lookup.py
 	$(BIN)/python benchmarks/retrieval.py
+	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/convert_memory.py
 	$(BIN)/python benchmarks/decode_genai.py
 	$(BIN)/python benchmarks/big_convert.py --quick

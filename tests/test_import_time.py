@@ -30,7 +30,7 @@ def imported(*arguments: object) -> set[str]:
     return set(result.stdout.splitlines()[-1].removeprefix("imported:").split())
 
 
-VERBS = ("inspect", "plan", "convert", "upcycle", "fold", "export", "build", "verify", "generate")
+VERBS = ("inspect", "plan", "convert", "upcycle", "fold", "export", "build", "verify", "generate", "run", "recipes")
 
 
 @pytest.mark.parametrize("verb", [[], *([verb] for verb in VERBS)])
@@ -42,6 +42,11 @@ def test_inspect_imports_nothing_heavy(tmp_path: Path) -> None:
     model = builders.write_checkpoint(tmp_path / "model", builders.V1)
     assert imported("inspect", model, "--json") == set()
     assert imported("inspect", model) <= {"rich"}
+
+
+def test_recipes_are_read_without_anything_heavy() -> None:
+    for arguments in (["ls"], ["show", "upcycle-identity", "--json"], ["validate", "upcycle-neurons"]):
+        assert imported("recipes", *arguments) == set()
 
 
 def test_the_package_imports_nothing_heavy() -> None:

@@ -15,8 +15,10 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
+from tests import builders as b
 from ultramem_deploy.cli import main
 from ultramem_deploy.cli.app import VERBS
+from ultramem_deploy.spec import ExpertsSpec, ModelSpec, RoutingSpec
 from ultramem_deploy.text import load_corpus
 
 README = Path(__file__).parents[1] / "README.md"
@@ -47,11 +49,12 @@ def write_model(directory: Path) -> None:
 def test_every_command_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_model(Path("SmolLM2-135M"))
+    b.write_checkpoint(Path("olmoe"), ModelSpec(b.decoder(experts=ExpertsSpec((0, 1), 6, 10, RoutingSpec(2)))))
     lines = commands()
     verbs = {shlex.split(line)[1] for line in lines}
     assert verbs == set(VERBS)
     for line in lines:
         # A tiny model learns as much from a few small steps; the README's numbers are for a real one.
-        shorter = line.replace("--steps 48", "--steps 4 --batch 2 --length 32")
+        shorter = line.replace("--steps 48", "--steps 4 --batch 2 --length 32").replace("heal.steps=48", "heal.steps=2")
         result = CliRunner().invoke(main, shlex.split(shorter)[1:])
         assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception}"

@@ -32,7 +32,8 @@ def test_wheel_holds_every_source_file_once_and_nothing_else(wheel: Path) -> Non
         for file in folder.rglob("*.py")
         if "converters" not in file.relative_to(folder).parts
     }
-    assert sorted(held) == sorted(wanted | {"ultramem_deploy/lib/libultramem_ort.so"})
+    recipes = {f"ultramem_deploy/cookbook/recipes/{file.name}" for file in (ROOT / "recipes").glob("*.yaml")}
+    assert sorted(held) == sorted(wanted | recipes | {"ultramem_deploy/lib/libultramem_ort.so"})
     assert wheel.name.split("-")[2:4] == ["py3", "none"], "the native library does not depend on Python's version"
 
 
@@ -48,13 +49,16 @@ def test_installed_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path)
         "from ultramem_deploy.runtime.plugins import library_info, ort_library\n"
         "from ultramem_deploy.diagnosis import doctor\n"
         "print(fold.__file__); print(ort_library()); print(library_info(ort_library())['version'])\n"
+        "from ultramem_deploy.cookbook.files import load, shipped\n"
+        "print([load(file).name for file in shipped()])\n"
         "print([check for check in doctor() if check['required'] and not check['ok']])\n"
     )
     command = [str(python), "-S", "-c", program, str(site), packages]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    module, library, version, failed = result.stdout.splitlines()
+    module, library, version, recipes, failed = result.stdout.splitlines()
     assert Path(module).is_relative_to(site)
     assert Path(library) == site / "ultramem_deploy/lib/libultramem_ort.so"
     assert version == wheel.name.split("-")[1]
+    assert recipes == str(sorted(file.stem for file in (ROOT / "recipes").glob("*.yaml")))
     assert failed == "[]"

@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .cookbook.running import run
     from .errors import CheckFailed, ConfigError, InputError, UltraMemError
     from .inspection import inspect
     from .model.loading import load
@@ -55,6 +56,7 @@ _WHERE = {
     "plan": "pipeline",
     "profile": "pipeline",
     "quantize": "pipeline",
+    "run": "cookbook.running",
     "upcycle": "pipeline",
     "verify": "pipeline",
 }
@@ -80,6 +82,7 @@ __all__ = [
     "plan",
     "profile",
     "quantize",
+    "run",
     "upcycle",
     "verify",
 ]

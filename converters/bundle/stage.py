@@ -63,7 +63,7 @@ def make_bundle(
             hashes = {name: str(entry["sha256"]) for name, entry in record.files.items()}
             document = _describe(stage, spec, model, Checkpoint.open(src), hashes)
             stage.receipt |= _receipt(document, stage)
-    return stage.receipt | stage.notes
+    return stage.receipt | {"up_to_date": stage.up_to_date} | stage.notes
 
 
 def exported(src: Path) -> onnx.ModelProto:

@@ -15,8 +15,7 @@ from ultramem_deploy.checkpoint import Checkpoint, TensorInfo
 from ultramem_deploy.checkpoint.header import shown
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.spec import ModelSpec, read_json
-
-from .yaml_file import read_yaml
+from ultramem_deploy.yaml_file import read_yaml
 
 CONFIG_NAME = "config.json"
 YAML_NAME = "config.yaml"

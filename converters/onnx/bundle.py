@@ -59,7 +59,7 @@ def export_onnx(
             write_atomic(stage.workdir / "model.onnx", serialized(model))
             _write_description(stage, spec, src)
             stage.receipt |= _receipt(model, target, stage)
-    return stage.receipt | stage.notes
+    return stage.receipt | {"up_to_date": stage.up_to_date} | stage.notes
 
 
 def serialized(model: Any) -> bytes:

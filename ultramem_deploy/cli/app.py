@@ -28,6 +28,8 @@ VERBS = {
     "generate": "Continue a prompt.",
     "diff": "What changed between two checkpoints, down to table rows.",
     "patch": "Apply such changes.",
+    "recipes": "List, show, copy and check recipes: whole jobs in a file.",
+    "run": "Run a recipe's stages, resumably.",
     "doctor": "Check this machine and print what to fix.",
 }
 

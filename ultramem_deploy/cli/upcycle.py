@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from .. import pipeline
 from ..converters.upcycle.expert_options import ExpertOptions
 from ..converters.upcycle.identity import IdentityOptions
 from ..converters.upcycle.neuron_options import NeuronOptions
+from ..cookbook.files import upcycle_options
 from ..errors import InputError
 from .options import EXISTING, StageOptions, jobs_option, memory_budget_option, method_options, stage_options, verb
 from .output import counted, number, run_stage
@@ -25,6 +27,7 @@ METHODS: dict[str, type[Any]] = {"identity": IdentityOptions, "neurons": NeuronO
               help="identity: memory layers beside the FFNs, outputs bit-identical until they are trained. neurons: "
               "the FFNs' neurons become memory slots, of which a token retrieves a fraction. experts: a mixture's "
               "experts become rows, their neurons slots.")  # fmt: skip
+@click.option("--recipe", help="Instead of --method and its options: what the upcycle stage of a recipe says.")
 @click.option(
     "--text", type=EXISTING, help="neurons/experts: UTF-8 text to calibrate on. Default: the Python reference."
 )
@@ -33,10 +36,17 @@ METHODS: dict[str, type[Any]] = {"identity": IdentityOptions, "neurons": NeuronO
 @memory_budget_option
 @stage_options
 def command(
-    common: StageOptions, method: str, text: Path | None, jobs: int | None, memory_budget: int, **sizes: Any
+    common: StageOptions,
+    recipe: str | None,
+    method: str,
+    text: Path | None,
+    jobs: int | None,
+    memory_budget: int,
+    **sizes: Any,
 ) -> None:
     """Give the checkpoint SRC memory layers, beside its FFNs or in their place; writes OUT."""
-    own = _own_options(method, sizes)
+    own = {"text": text, **_own_options(method, sizes)} if recipe is None else _recipe_options(recipe, sizes)
+    method = own.pop("method", method)
     run_stage(
         "upcycle",
         common,
@@ -44,7 +54,6 @@ def command(
             common.src,
             common.out,
             method=method,
-            text=text,
             overwrite=common.overwrite,
             copy=common.copy,
             jobs=jobs,
@@ -55,6 +64,18 @@ def command(
         SUMMARIES[method],
         "heal {out} {beside}",
     )
+
+
+def _recipe_options(recipe: str, sizes: dict[str, Any]) -> dict[str, Any]:
+    """The options of the recipe's stage; InputError where one is given beside it, for the two may contradict."""
+    context = click.get_current_context()
+    for name in ("method", "text", *sizes):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"{flag}: given beside --recipe, which says it all; leave it out, or edit a copy of {recipe}"
+            )
+    return upcycle_options(recipe)
 
 
 def _own_options(method: str, sizes: dict[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,8 @@ class Context:
         if self.cache is not None:
             k, v = self.cache.append(layer, k, v)
         groups = decoder.num_heads // decoder.num_kv_heads
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+        if groups > 1:  # repeat_interleave copies even where it repeats nothing
+            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         mask = self.sliding_mask if layer in decoder.sliding_layers else self.mask
         scale = decoder.score_scale
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)

@@ -18,9 +18,9 @@ from ultramem_deploy.converters.exporters import export_olmo_ultramem
 from ultramem_deploy.converters.exporters.olmo_description import official_model
 from ultramem_deploy.converters.exporters.torch_file import write_torch_file
 from ultramem_deploy.converters.importers import import_checkpoint
-from ultramem_deploy.converters.importers.yaml_file import read_yaml
 from ultramem_deploy.errors import ConfigError, InputError
 from ultramem_deploy.spec import ModelSpec
+from ultramem_deploy.yaml_file import read_yaml
 
 
 def files(directory: Path) -> dict[str, bytes]:

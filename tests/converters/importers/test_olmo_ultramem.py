@@ -85,7 +85,7 @@ def test_golden_checkpoints_give_the_official_logits(case: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("case", sorted(path.name for path in GOLDEN.iterdir()))
 def test_the_independent_forward_gives_the_official_logits_too(case: str) -> None:
-    from ultramem_deploy.converters.importers.yaml_file import read_yaml
+    from ultramem_deploy.yaml_file import read_yaml
 
     expected = load_file(GOLDEN / case / "expected.safetensors")
     ranks = sorted((GOLDEN / case).glob("rank_*/model.pt")) or [GOLDEN / case / "model.pt"]

@@ -23,8 +23,8 @@ from ultramem_deploy.converters.importers.base import SourceTensor
 from ultramem_deploy.converters.importers.pickled import read_pickle
 from ultramem_deploy.converters.importers.pickled_dcp import read_dcp
 from ultramem_deploy.converters.importers.pickled_zip import read_state_dict
-from ultramem_deploy.converters.importers.yaml_file import read_yaml
 from ultramem_deploy.errors import InputError
+from ultramem_deploy.yaml_file import read_yaml
 
 from .official_cases import make_config, make_state, write_config, write_official
 from .official_forward import Official

@@ -20,20 +20,28 @@ _FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A mapping from a YAML file. Raises InputError where it is missing, damaged or no mapping."""
-    yaml: Any = importlib.import_module("yaml")
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise InputError(f"{path}: larger than {_MAX_BYTES} bytes, which no configuration is")
         text = path.read_text(encoding="utf-8")
-        content = yaml.load(text, Loader=_loader())
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
-        reason = " ".join(str(error).split()) if not isinstance(error, RecursionError) else "nested too deeply"
-        raise InputError(f"{path}: cannot be read as YAML ({shown(reason, 200)[1:-1]})") from None
+    except ValueError as error:
+        raise InputError(f"{path}: cannot be read as YAML ({shown(str(error), 200)[1:-1]})") from None
+    content = parse_yaml(text, str(path))
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a YAML mapping, found {type(content).__name__}")
     return content
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """A YAML document as Python's own types. Raises InputError, beginning with `where`, for what is none."""
+    yaml: Any = importlib.import_module("yaml")
+    try:
+        return yaml.load(text, Loader=_loader())
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
+        reason = " ".join(str(error).split()) if not isinstance(error, RecursionError) else "nested too deeply"
+        raise InputError(f"{where}: cannot be read as YAML ({shown(reason, 200)[1:-1]})") from None
 
 
 @cache

@@ -1,0 +1,180 @@
+"""Whole models at the paper's shapes, one token a step: dense, mixture of experts (2 of 34), UltraMem, and folded.
+
+    python benchmarks/decode.py            # batches 1 to 512, KV 64 to 2048, and slices of larger models
+    python benchmarks/decode.py --quick --json
+
+PyTorch, bfloat16, random weights on one arena of huge pages: the models share the decoder's pages, and experts and
+tables lie on the same ones (oneDNN's copy of the experts has huge pages of its own, by a glibc tunable for which the
+script starts itself again). Steps of all models take turns with new tokens. A byte bound is the ratio of the bytes that
+two models must read in a step. The folded tables are expanded rows cut to the unfolded tables' bytes. Needs 8 GB of
+memory with --quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import machine, print_json, print_table, read_bandwidth
+from benchmarks.decode_peers import choose, mixture
+from benchmarks.decode_shapes import EXPERTS, ITEM, SLICES, WHOLE, Arena, Shape, build, sparse, step_bytes
+from benchmarks.decode_steps import PARTS, measure
+from benchmarks.results import save
+from ultramem_deploy.model.decoder import UltraMemModel
+from ultramem_deploy.planning.machine import total_memory
+
+BATCHES, HISTORIES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512), (64, 256, 2048)
+QUICK = ((1, 64), (8, 64), (64, 64))
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
+KINDS = ("dense", "moe", "unfolded", "folded")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One shape, batch and KV length: seconds (medians) and bytes of each model, by part."""
+
+    shape: str
+    batch: int
+    kv: int
+    seconds: dict[str, dict[str, float]]
+    bytes: dict[str, dict[str, float]]
+    moe_product: str
+    moe_expert_bytes_per_second: float
+
+    @property
+    def ours(self) -> str:
+        """The faster of our two forms."""
+        return min(("unfolded", "folded"), key=lambda kind: self.seconds[kind]["step"])
+
+    def speedup(self, part: str = "step", kind: str | None = None, of: str = "moe") -> float:
+        return self.seconds[of][part] / self.seconds[kind or self.ours][part]
+
+    def bound(self, part: str = "step", kind: str | None = None) -> float:
+        """How many times the bytes of `kind` the mixture of experts reads."""
+        count = sparse if part == "sparse" else lambda parts: sum(parts.values())
+        return count(self.bytes["moe"]) / count(self.bytes[kind or self.ours])
+
+
+def main() -> None:
+    """Measure, print the tables, save the rows, and print one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="151M, batches 1, 8 and 64, KV 64")
+    parser.add_argument("--json", action="store_true", help="print the JSON line alone")
+    options = parser.parse_args()
+    bandwidth = read_bandwidth()
+    rows, skipped = run(WHOLE, QUICK if options.quick else grid(), 3.0 if options.quick else 8.0)
+    result = summary(rows, bandwidth) | {"machine": machine(), "skipped": skipped}
+    if not options.quick:
+        for shape in SLICES:
+            more, left = run(shape, [(batch, 64) for batch in BATCHES], 8.0)
+            rows, result["skipped"] = rows + more, result["skipped"] + left
+    if not options.json:
+        report(rows, result)
+    if not options.quick:
+        save("decode", result, [asdict(row) for row in rows], plot(rows))
+    print_json(result)
+
+
+def grid() -> list[tuple[int, int]]:
+    return [(batch, kv) for kv in HISTORIES for batch in BATCHES]
+
+
+def run(shape: Shape, points: list[tuple[int, int]] | tuple[tuple[int, int], ...], budget: float) -> Any:
+    """Rows of every point that fits into 80% of memory, and the names of the others."""
+
+    def needed(batch: int, kv: int) -> float:
+        packed = ITEM * shape.blocks * EXPERTS * shape.expert_numbers
+        return shape.arena_bytes() + packed + step_bytes(shape, "dense", batch, kv)["kv"]
+
+    room = 0.8 * total_memory()
+    kept = [point for point in points if needed(*point) <= room]
+    skipped = [f"{shape.name}, batch {b}, KV {k}: {needed(b, k) / 1e9:.0f} GB" for b, k in points if (b, k) not in kept]
+    if not kept:
+        return [], skipped
+    arena = Arena(shape.arena_bytes())
+    models = {
+        "dense": build(shape.dense(), arena),
+        "moe": mixture(shape, arena),
+        "unfolded": build(shape.unfolded(), arena),
+        "folded": build(shape.folded(), arena),
+    }
+    return [measured(shape, models, batch, kv, budget) for batch, kv in kept], skipped
+
+
+def measured(shape: Shape, models: dict[str, UltraMemModel], batch: int, kv: int, budget: float) -> Row:
+    product = choose(models["moe"], batch)
+    layers = [block.mlp for block in models["moe"].model.layers]
+    for layer in layers:
+        layer.reached = 0
+    seconds, steps = measure(models, batch, kv, budget)
+    reached = sum(layer.reached for layer in layers) / steps
+    rate = reached * shape.expert_numbers * ITEM / seconds["moe"]["ffn"]
+    counted = {kind: step_bytes(shape, kind, batch, kv) for kind in KINDS}
+    return Row(shape.name, batch, kv, seconds, counted, product, rate)
+
+
+def summary(rows: list[Row], bandwidth: float) -> dict[str, Any]:
+    """By batch at the shortest KV length: the faster of our two forms against the mixture of experts and the dense."""
+    shortest = [row for row in rows if row.kv == min(row.kv for row in rows)]
+    at = next((row for row in shortest if row.batch == 64), shortest[-1])
+    return {
+        "speedup_vs_moe": {row.batch: row.speedup() for row in shortest},
+        "byte_bound": {row.batch: row.bound() for row in shortest},
+        "sparse_part_speedup": {row.batch: row.speedup("sparse") for row in shortest},
+        "sparse_part_byte_bound": {row.batch: row.bound("sparse") for row in shortest},
+        "ratio_vs_dense": {row.batch: 1 / row.speedup(of="dense") for row in shortest},
+        "form": {row.batch: row.ours for row in shortest},
+        "best_moe": at.moe_product,
+        "best_moe_by_batch": {row.batch: row.moe_product for row in shortest},
+        "moe_bandwidth_fraction": at.moe_expert_bytes_per_second / bandwidth,
+        "sequential_bytes_per_second": bandwidth,
+    }
+
+
+def report(rows: list[Row], result: dict[str, Any]) -> None:
+    """Milliseconds by part, and each form's ratio beside its byte bound."""
+    lines = []
+    for row in rows:
+        for kind in KINDS:
+            times = [1e3 * row.seconds[kind][part] for part in ("step", *PARTS)]
+            ratios = [row.speedup(kind=kind), row.bound(kind=kind), row.speedup("sparse", kind)]
+            lines.append([row.shape, row.batch, row.kv, kind, *times, *ratios, row.bound("sparse", kind)])
+    header = ["shape", "batch", "KV", "model", "ms", *PARTS, "of moe", "bound", "sparse", "bound"]
+    print_table(header, lines)
+    best = max(rows, key=Row.speedup)
+    print(f"largest ratio: {best.speedup():.2f} ({best.shape}, batch {best.batch}, KV {best.kv}, {best.ours})")
+    print(f"experts at batch 64: {result['best_moe']}, {result['moe_bandwidth_fraction']:.2f} of sequential bandwidth")
+    for line in result["skipped"]:
+        print(f"skipped, more than 80% of memory: {line}")
+
+
+def plot(rows: list[Row]) -> Callable[[Any], None]:
+    """Speedup over the mixture of experts by batch, a line a shape and KV length, byte bounds dashed."""
+
+    def draw(axes: Any) -> None:
+        for shape, kv in dict.fromkeys((row.shape, row.kv) for row in rows):
+            line = [row for row in rows if (row.shape, row.kv) == (shape, kv)]
+            batches = [row.batch for row in line]
+            drawn = axes.plot(batches, [row.speedup() for row in line], "o-", label=f"{shape}, KV {kv}")
+            axes.plot(batches, [row.bound() for row in line], "--", color=drawn[0].get_color(), linewidth=0.8)
+        axes.set(xscale="log", xlabel="batch", ylabel="times as fast as the experts", title="One step, bfloat16")
+        axes.legend()
+
+    return draw
+
+
+if __name__ == "__main__":
+    if HUGE_PAGES not in os.environ.get("GLIBC_TUNABLES", ""):
+        os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (os.environ.get("GLIBC_TUNABLES"), HUGE_PAGES)))
+        # Threads that spin where others want their core make every small operation wait for the scheduler.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+    main()

@@ -1,0 +1,80 @@
+"""The pieces of benchmarks/decode.py on tiny shapes: what is timed computes what it says; bytes are counted right."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from benchmarks.decode_peers import PRODUCTS, Product, mixture
+from benchmarks.decode_shapes import ITEM, WHOLE, Arena, Shape, build, sparse, step_bytes
+from benchmarks.decode_steps import PARTS, measure
+
+TINY = Shape("tiny", 64, 2, 64, 96, 2, ((0, 1),), 4, 8, 32, 16)
+
+
+@pytest.fixture(scope="module")
+def arena() -> Arena:
+    return Arena(TINY.arena_bytes())
+
+
+@pytest.mark.parametrize("product", PRODUCTS.values(), ids=list(PRODUCTS))
+def test_every_product_is_the_mixture_of_experts(arena: Arena, product: Product) -> None:
+    layer = mixture(TINY, arena).model.layers[1].mlp
+    layer.product, layer.reached = product, 0
+    x = torch.randn(1, 9, TINY.hidden, generator=torch.Generator().manual_seed(1)).bfloat16()
+    weights, chosen = F.linear(x[0], layer.router).float().softmax(-1).topk(2)
+    expected = torch.zeros(9, TINY.hidden, dtype=torch.float64)
+    for token in range(9):
+        for weight, expert in zip(weights[token] / weights[token].sum(), chosen[token], strict=True):
+            gate, up = (layer.gate_up[expert].double() @ x[0, token].double()).chunk(2)
+            expected[token] += weight * (layer.down[expert].double() @ (F.silu(gate) * up))
+    # Three products in bfloat16 (2^-8 relative each) and a weight of as many bits.
+    torch.testing.assert_close(layer(x)[0].double(), expected, rtol=0.03, atol=0.01 * float(expected.abs().max()))
+    assert layer.reached == len(chosen.unique())
+
+
+def test_models_share_the_decoder_and_the_pages_behind_it(arena: Arena) -> None:
+    dense, unfolded, experts = build(TINY.dense(), arena), build(TINY.unfolded(), arena), mixture(TINY, arena)
+    for name, weight in dense.named_parameters():
+        if not name.endswith("norm.weight"):
+            assert unfolded.get_parameter(name).data_ptr() == weight.data_ptr(), name
+    first = min(
+        p.data_ptr() for n, p in unfolded.named_parameters() if n.startswith(("memory.", "tables.")) and "norm" not in n
+    )
+    assert experts.model.layers[0].mlp.gate_up.data_ptr() == first
+    with pytest.raises(ValueError, match="arena"):
+        arena.take(1 << 30)
+
+
+def test_expanded_rows_lie_in_as_many_bytes(arena: Arena) -> None:
+    before, after = build(TINY.unfolded(), arena).tables["t0"], next(iter(build(TINY.folded(), arena).tables.values()))
+    assert before.values.shape == (32 * 32, 16)
+    assert after.values.shape == (32 * 32 * 16 // 128, 128)
+
+
+def test_no_two_pages_are_alike() -> None:
+    pages = Arena(40 << 20).take(20 << 20).view(torch.int16).view(-1, 2048)
+    assert len({page.numpy().tobytes() for page in pages}) == len(pages)
+
+
+def test_steps_are_timed_by_part_and_leave_the_cache(arena: Arena) -> None:
+    models = {"dense": build(TINY.dense(), arena), "unfolded": build(TINY.unfolded(), arena)}
+    found, steps = measure(models, 3, 5, 0.0)
+    assert steps == 4
+    assert found["dense"]["memory"] == 0 < found["unfolded"]["memory"]
+    assert all(found["unfolded"][part] > 0 for part in PARTS)
+
+
+@pytest.mark.parametrize(("kv", "bound"), [(64, 5.7), (256, 3.5)])
+def test_byte_bounds_of_151m_at_batch_64(kv: int, bound: float) -> None:
+    moe, ours = (step_bytes(WHOLE, kind, 64, kv) for kind in ("moe", "unfolded"))
+    assert sum(moe.values()) / sum(ours.values()) == pytest.approx(bound, rel=0.02)
+    assert sparse(moe) / sparse(ours) == pytest.approx(13.6, rel=0.02)
+
+
+def test_bytes_of_the_decoder_are_those_of_its_weights(arena: Arena) -> None:
+    dense = build(TINY.dense(), arena)
+    counted = step_bytes(TINY, "dense", 1, 0)
+    weights = sum(p.numel() for name, p in dense.named_parameters() if not name.endswith("norm.weight"))
+    assert sum(counted.values()) == ITEM * weights
