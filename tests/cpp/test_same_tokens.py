@@ -13,7 +13,7 @@ from ultramem_deploy.runtime.generation import greedy
 from ultramem_deploy.runtime.opening import open_runner
 from ultramem_deploy.runtime.tokenizer import Tokenizer
 
-PROMPT, NEW, END = [7, 31, 2, 59, 5], 24, 60
+PROMPT, NEW, END = [20, 21, 22, 23], 24, 60
 
 
 def minimal(cpp: Path, bundle: Path, prompt: str, new: int) -> tuple[str, dict[str, float]]:
