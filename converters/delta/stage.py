@@ -50,7 +50,7 @@ def _write_delta(
 ) -> dict[str, Any]:
     tasks = [task for change in changes for task in _delta_tasks(change, source)]
     entries = {c.name: _described(c) | {"base_sha256": c.base_sha256} for c in changes}
-    records = [source_record(base), source_record(changed)]
+    records = [source_record(path, edited=True) for path in (base, changed)]
     with Stage(out, "diff", records, {}, overwrite=overwrite) as stage:
         if not stage.up_to_date:
             if tasks:

@@ -57,7 +57,7 @@ def match_tensors(
     left = sorted(set(held) - set(pairs.values()))
     unexpected = [f"{shown(name)} {list(held[name])}" for name in left if not _matches(name, ignorable)]
     kinds = (("missing", missing), ("wrong shape", wrong), ("unexpected", unexpected))
-    problems = [f"{len(items)} tensors {kind}: {_few(items)}" for kind, items in kinds if items]
+    problems = [f"{len(items)} {_tensors(items)} {kind}: {_few(items)}" for kind, items in kinds if items]
     if problems:
         raise InputError(f"{where}: does not hold the model that its configuration describes: {'; '.join(problems)}")
     return pairs
@@ -65,6 +65,10 @@ def match_tensors(
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def _tensors(items: list[str]) -> str:
+    return "tensor" if len(items) == 1 else "tensors"
 
 
 def _few(items: list[str]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests import builders as b
 from tests.conftest import Written
 from tests.test_memory_budget import wide
 from ultramem_deploy.checkpoint import TensorTask
@@ -19,6 +20,15 @@ from ultramem_deploy.checkpoint.executors import open_crew
 from ultramem_deploy.checkpoint.shard_file import write_shard
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.pipeline import convert, fold
+
+
+def test_without_ray_a_stage_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ray", "ray.exceptions"):
+        monkeypatch.setitem(sys.modules, name, None)
+    source = b.write_checkpoint(tmp_path / "source", b.V1)
+    with pytest.raises(InputError, match="Ray is not installed"):
+        convert(source, tmp_path / "out", dtype="bfloat16", executor="ray")
+    assert [file.name for file in tmp_path.iterdir()] == ["source"]
 
 
 def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -13,8 +14,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from tests import builders
-from ultramem_deploy import InputError, diff, patch
-from ultramem_deploy.checkpoint import Checkpoint
+from ultramem_deploy import InputError, convert, diff, patch
+from ultramem_deploy.checkpoint import Checkpoint, provenance, read_provenance
 from ultramem_deploy.spec import ModelSpec
 
 
@@ -40,6 +41,23 @@ def changed_copy(base: Path, out: Path, rows: list[int], name: str) -> Path:
 
 def table_name(base: Path) -> str:
     return next(name for name in Checkpoint.open(base).tensors if name.endswith(".values"))
+
+
+def test_a_fine_tuned_copy_of_a_stages_output(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its large shards are not those of the provenance.json that was copied with them: hashed as they are now."""
+    monkeypatch.setattr(provenance, "CHEAP", 0)
+    made, name = tmp_path / "made", table_name(base)
+    convert(base, made, dtype="bfloat16")
+    convert(made, tmp_path / "start", dtype="float32")
+    tuned = changed_copy(tmp_path / "start", tmp_path / "tuned", [2], name)
+    assert diff(tmp_path / "start", tuned, out=tmp_path / "delta")["tensors"][name]["rows"] == 1
+    changed = read_provenance(tmp_path / "delta")["source"][1]  # type: ignore[index]
+    shards = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in tuned.glob("*.safetensors")}
+    assert {file: changed["files"][file]["sha256"] for file in shards} == shards
+    patch(tmp_path / "start", tmp_path / "patched", delta=tmp_path / "delta")
+    assert arrays(tmp_path / "patched") == arrays(tuned)
+    with pytest.raises(InputError, match=r"changed since .* or remove provenance.json to take it as it is"):
+        convert(tuned, tmp_path / "other", dtype="float16")
 
 
 def test_changed_rows_travel_alone(base: Path, tmp_path: Path) -> None:

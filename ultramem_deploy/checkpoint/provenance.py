@@ -104,19 +104,24 @@ def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def source_record(
-    path: str | os.PathLike[str], jobs: int | None = None, weights: Sequence[Path] | None = None
+    path: str | os.PathLike[str],
+    jobs: int | None = None,
+    weights: Sequence[Path] | None = None,
+    *,
+    edited: bool = False,
 ) -> SourceRecord:
     """Identify the file or directory `path` by the SHA-256 of what it holds (InputError when there is nothing to hash).
 
     `weights` names the files below a directory that hold its tensors, where the reader knows them: they and the texts
     at the top are hashed, nothing else (an optimizer's state, say). None takes every file that looks like a part.
     In a directory that one of our stages made, large files keep the hash recorded there as long as they have the
-    recorded size and are no newer than the record; otherwise they are hashed again, and must still agree.
+    recorded size and are no newer than the record; otherwise they are hashed again, and must still agree, unless the
+    directory may have been `edited` (a fine-tuned copy).
     """
     where = Path(path)
     recorded = read_provenance(where) if where.is_dir() else None
     if recorded is not None:
-        files = _recorded_files(where, recorded)
+        files = _recorded_files(where, recorded, edited)
         chain = (*recorded["lineage"], _own_stage(recorded))
         return SourceRecord(_basename(where), "stage", files, fingerprint(files), chain, where)
     root, names = source_files(where, weights)
@@ -234,7 +239,7 @@ def _hash(directory: Path, names: Sequence[str], jobs: int | None) -> dict[str, 
         return dict(zip(names, pool.map(describe, names), strict=True))
 
 
-def _recorded_files(directory: Path, recorded: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _recorded_files(directory: Path, recorded: dict[str, Any], edited: bool) -> dict[str, dict[str, Any]]:
     written = (directory / PROVENANCE_NAME).stat().st_mtime_ns
     extra = [name for name in _relevant(directory) if name not in recorded["files"] and name != PROVENANCE_NAME]
     files = _hash(directory, extra, None)
@@ -244,10 +249,14 @@ def _recorded_files(directory: Path, recorded: dict[str, Any]) -> dict[str, dict
         if state.st_size <= CHEAP:
             files[name] = {"size": state.st_size, "sha256": sha256_file(file)}
             continue
-        same = state.st_size == entry["size"]
-        if same and state.st_mtime_ns > written:
-            same = sha256_file(file) == entry["sha256"]
-        if not same:
-            raise InputError(f"{file}: changed since {PROVENANCE_NAME} was written; make the directory again")
-        files[name] = {"size": state.st_size, "sha256": entry["sha256"]}
+        same, found = state.st_size == entry["size"], entry["sha256"]
+        if state.st_mtime_ns > written or (edited and not same):
+            found = sha256_file(file)
+            same = same and found == entry["sha256"]
+        if not same and not edited:
+            raise InputError(
+                f"{file}: changed since {PROVENANCE_NAME} was written; make the directory again,"
+                f" or remove {PROVENANCE_NAME} to take it as it is"
+            )
+        files[name] = {"size": state.st_size, "sha256": found}
     return dict(sorted(files.items()))

@@ -27,7 +27,7 @@ class RayCluster:
     """
 
     def __init__(self, tasks: Sequence[TensorTask], held: int | None) -> None:
-        self._ray = _library()
+        self._ray = ray_library()
         self._packed, self._numbers = packed(tasks), {id(task): number for number, task in enumerate(tasks)}
         self._held = held
 
@@ -82,7 +82,8 @@ def _tasks(data: bytes) -> list[TensorTask]:
     return unpacked(data)
 
 
-def _library() -> Any:
+def ray_library() -> Any:
+    """The module `ray`. Raises InputError where it is not installed."""
     try:
         importlib.import_module("ray.exceptions")
         return importlib.import_module("ray")

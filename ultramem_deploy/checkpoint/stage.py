@@ -27,6 +27,7 @@ from ultramem_deploy.checkpoint.provenance import (
     read_provenance,
     tool_version,
 )
+from ultramem_deploy.checkpoint.ray_cluster import ray_library
 from ultramem_deploy.checkpoint.shard_set import Computing, Progress, ShardSet
 from ultramem_deploy.checkpoint.writer import TensorTask
 from ultramem_deploy.errors import InputError
@@ -82,6 +83,8 @@ class Stage:
         self._contents = Contents()
         self._linker = Linker(self._partial, self._contents, lambda: self.sources)
         self.jobs = jobs or min(8, len(os.sched_getaffinity(0)))
+        if executor == "ray":
+            ray_library()
         how = Computing(executor, self.jobs, memory_budget, held_bytes)
         self._shards = ShardSet(self._partial, self._contents, how, max_shard_bytes, progress)
 
