@@ -3,8 +3,9 @@
     python benchmarks/upcycle/experts.py [--quick] [--json]
 
 The source is trained here (benchmarks/upcycle/tiny_olmoe.py, seeded; 240 steps with --quick, about a minute on 2 idle
-cores, 1,200 without; a longer training in the cache is taken instead). Columns are calibrated on Wikipedia; everything is reported on the held-out
-tenth of that text's documents, before any training. ONNX Runtime decodes both: its MoE operator against our kernels. Without --quick also a random model of OLMoE-1B-7B's layer shape, for scale.
+cores, 1,200 without; a longer training in the cache is taken instead). Columns are calibrated on Wikipedia; everything
+is reported on the held-out tenth of that text's documents, before any training. ONNX Runtime decodes both: its MoE
+operator against our kernels. Without --quick also a random model of OLMoE-1B-7B's layer shape, for scale.
 """
 
 from __future__ import annotations
