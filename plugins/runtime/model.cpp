@@ -44,9 +44,6 @@ Model::Model(const std::string& directory, const UltramemModelOptions& given)
   const Options options = make_options(*ort_);
   const int threads = given.threads > 0 ? given.threads : cores();
   ort_->check(ort::SetIntraOpNumThreads::of(ort_->api())(options.get(), threads), "threads");
-  // Between operators a waiting thread sleeps: sessions and the program around them share the cores.
-  ort_->check(ort::AddSessionConfigEntry::of(ort_->api())(options.get(), "session.intra_op.allow_spinning", "0"),
-              "threads");
   if (manifest_.uses_operators) register_plugin(*ort_, options, directory, manifest_, or_empty(given.plugin));
   graph_ = make_graph(*ort_, directory + "/" + manifest_.graph, options);
   name_ports();
