@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 from dataclasses import dataclass
@@ -22,6 +23,11 @@ class Corpus:
     name: str
     train: tuple[str, ...]
     held_out: tuple[str, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all documents, which stages guard their resumption with."""
+        return hashlib.sha256("\f".join((*self.train, *self.held_out)).encode()).hexdigest()
 
 
 def load_corpus(path: str | Path | None = None) -> Corpus:

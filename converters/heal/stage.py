@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,7 +60,7 @@ def heal_checkpoint(
     check_options(spec, options)
     check_gradients(spec, source, options.train)
     corpus = load_corpus(text)
-    settings = {**asdict(options), "text": corpus.name, "text_sha256": _text_hash(corpus)}
+    settings = {**asdict(options), "text": corpus.name, "text_sha256": corpus.sha256}
     with Stage(out, "heal", source_record(src), settings, overwrite=overwrite, copy=copy) as stage:
         if stage.up_to_date:
             return stage.receipt | {"up_to_date": True}
@@ -75,10 +74,6 @@ def heal_checkpoint(
     # Told, not recorded: the receipt of a resumed run is that of an uninterrupted one.
     resumed = {"resumed_at_step": run.resumed_at} if run.resumed_at else {}
     return stage.receipt | {"up_to_date": False} | resumed | stage.notes
-
-
-def _text_hash(corpus: Corpus) -> str:
-    return hashlib.sha256("\f".join((*corpus.train, *corpus.held_out)).encode()).hexdigest()
 
 
 @dataclass

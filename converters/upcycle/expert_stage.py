@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -99,10 +98,7 @@ def _readable(src: Path, text: Path | None, options: ExpertOptions) -> tuple[Cor
 
 
 def _named(corpus: Corpus | None) -> dict[str, Any]:
-    if corpus is None:
-        return {}
-    digest = hashlib.sha256("\f".join((*corpus.train, *corpus.held_out)).encode()).hexdigest()
-    return {"text": corpus.name, "text_sha256": digest}
+    return {"text": corpus.name, "text_sha256": corpus.sha256} if corpus else {}
 
 
 def _windows(

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ultramem_deploy.checkpoint import Checkpoint, Stage, TensorTask, source_record
 from ultramem_deploy.checkpoint.budget import chunks_in_flight
-from ultramem_deploy.checkpoint.carry import carry
+from ultramem_deploy.checkpoint.carry import carry, staged
 from ultramem_deploy.checkpoint.companions import companion_files
 from ultramem_deploy.layout import tensor_layout
-from ultramem_deploy.model import UltraMemModel, load
+from ultramem_deploy.model import load
+from ultramem_deploy.model.loading import assemble
 from ultramem_deploy.planning import parameter_counts
 from ultramem_deploy.runtime.tokenizer import Tokenizer
 from ultramem_deploy.spec import ModelSpec
@@ -50,8 +48,7 @@ def upcycle_neurons(
     spec = ModelSpec.load(src)
     check_neuron_options(spec, options)
     source, corpus, tokenizer = Checkpoint.open(src), load_corpus(text), Tokenizer(src)
-    digest = hashlib.sha256("\f".join((*corpus.train, *corpus.held_out)).encode()).hexdigest()
-    stage_options = {"method": "neurons", **asdict(options), "text": corpus.name, "text_sha256": digest}
+    stage_options = {"method": "neurons", **asdict(options), "text": corpus.name, "text_sha256": corpus.sha256}
     stage = Stage(
         out, "upcycle", source_record(src), stage_options,
         overwrite=overwrite, copy=copy, jobs=jobs, memory_budget=memory_budget, progress=progress,
@@ -69,11 +66,11 @@ def upcycle_neurons(
         plans = plan_blocks(curves, options)
         new_spec, groups = neuron_spec(spec, plans), neuron_tasks(source, plans)
         chunks_in_flight([task for tasks in groups.values() for task in tasks], 1, memory_budget)
-        made = _write(stage, source, new_spec, groups)
+        _write(stage, source, new_spec, groups)
         stage.write_json("config.json", new_spec.to_config())
         for file in companion_files(src):
             stage.link_file(file)
-        upcycled = _assembled(new_spec, made, source)
+        upcycled = assemble(new_spec, staged(stage), "float32")
         stage.receipt = {
             "method": "neurons",
             "text": corpus.name,
@@ -87,31 +84,11 @@ def upcycle_neurons(
     return stage.receipt | {"up_to_date": False} | stage.notes
 
 
-def _write(
-    stage: Stage, source: Checkpoint, spec: ModelSpec, groups: dict[str, list[TensorTask]]
-) -> dict[str, TensorTask]:
-    """Write the new tensors and carry the others over; returns the new ones by name."""
-    new = {task.name: task for tasks in groups.values() for task in tasks}
+def _write(stage: Stage, source: Checkpoint, spec: ModelSpec, groups: dict[str, list[TensorTask]]) -> None:
+    """Write the new tensors and carry the others over."""
+    new = {task.name for tasks in groups.values() for task in tasks}
     stage.require_room(groups, "free some disk", source.files)
     carry(stage, source, [name for name in tensor_layout(spec) if name not in new], "decoder")
     for group, tasks in groups.items():
         if tasks:
             stage.write_tensors(group, tasks)
-    return new
-
-
-def _assembled(spec: ModelSpec, new: dict[str, TensorTask], source: Checkpoint) -> UltraMemModel:
-    """The model that was written, in float32."""
-    with torch.device("meta"):
-        model = UltraMemModel(spec)
-    state = {}
-    for name in tensor_layout(spec):
-        task = new.get(name)
-        tensor = source.torch(name) if task is None else torch.from_numpy(_floats(task))
-        state[name] = tensor.float()
-    model.load_state_dict(state, strict=True, assign=True)
-    return model.requires_grad_(False).eval()
-
-
-def _floats(task: TensorTask) -> Any:
-    return task.rows(0, task.shape[0]).astype("float32")
