@@ -138,6 +138,8 @@ def test_a_bundle_for_another_target_builds_too(rtx: Any, tmp_path: Path) -> Non
     ({"mode": "plugin"}, "--mode plugin: tensorrt-rtx takes no plugins; use --mode portable, or --backend tensorrt"),
     ({"timing_cache": "cache"}, "--timing-cache: tensorrt-rtx has no such thing: it chooses kernels when"),
     ({"version_compatible": True}, "--version-compatible: tensorrt-rtx has no such thing: its package holds no lean"),
+    ({"tables": "files"}, "--tables: expected one of inputs, resource, found 'files'"),
+    ({"tables": "resource"}, "--tables resource: only plugins that lie beside the engine load tables; use"),
     ({"embed_plugin": True}, "--embed-plugin: only an engine of --mode plugin"),
     ({"workspace": "much"}, "--workspace: expected a size"),
     ({"shapes": "1x1,2x2"}, "--shapes: expected MIN,OPT,MAX"),
