@@ -21,7 +21,8 @@ class BuildOptions:
     shapes: "BxL,BxL,BxL", the smallest, the usual and the largest batch and context (see `profiles.parse_shapes`).
     dtype: what matrix products and the cache are computed in. mode: None takes plugins where the backend can.
     tables: "inputs" of the engine, which its runner binds, or a "resource" that its plugins load themselves.
-    workspace: bytes of scratch memory a layer may take; None leaves it to TensorRT. trace: the engine also shows each
+    workspace: bytes of scratch memory a layer may take; None leaves it to TensorRT. aux_streams: how many CUDA streams
+    beside its own an engine may run branches on, such as a skip path's memory layer; None leaves it to TensorRT. trace: the engine also shows each
     memory layer's choice and output.
     """
 
@@ -31,6 +32,7 @@ class BuildOptions:
     mode: str | None = None
     tables: str = "inputs"
     workspace: int | None = None
+    aux_streams: int | None = None
     timing_cache: Path | None = None
     weight_streaming: bool = False
     hardware_compatible: bool = False
@@ -56,6 +58,8 @@ class BuildOptions:
                 "--tables resource: only plugins that lie beside the engine load tables; use --mode plugin without "
                 "--embed-plugin, or --tables inputs"
             )
+        if self.aux_streams is not None and self.aux_streams < 0:
+            raise InputError(f"--aux-streams: expected 0 or more, found {self.aux_streams}")
         if self.embed_plugin and self.resolved_mode(backend) != "plugin":
             raise InputError("--embed-plugin: only an engine of --mode plugin has a library to carry")
         for option, why in backend.lacks.items():
@@ -72,6 +76,7 @@ class BuildOptions:
             "shapes",
             "tables",
             "workspace",
+            "aux_streams",
             "weight_streaming",
             "hardware_compatible",
             "version_compatible",

@@ -49,6 +49,7 @@ def _workspace(ctx: click.Context, param: click.Parameter, value: str | None) ->
     help="Tables as inputs that the runner binds, or loaded by the plugins themselves.",
 )
 @click.option("--workspace", metavar="SIZE", callback=_workspace, help="Scratch memory that a layer may take.")
+@click.option("--aux-streams", type=int, help="CUDA streams for branches that can run beside others.")
 @click.option(
     "--timing-cache", type=click.Path(dir_okay=False, path_type=Path), help="Timings to start from and to write back."
 )
