@@ -22,8 +22,8 @@ class BuildOptions:
     dtype: what matrix products and the cache are computed in. mode: None takes plugins where the backend can.
     tables: "inputs" of the engine, which its runner binds, or a "resource" that its plugins load themselves.
     workspace: bytes of scratch memory a layer may take; None leaves it to TensorRT. aux_streams: how many CUDA streams
-    beside its own an engine may run branches on, such as a skip path's memory layer; None leaves it to TensorRT. trace: the engine also shows each
-    memory layer's choice and output.
+    beside its own an engine may run branches on, such as a skip path's memory layer; None leaves it to TensorRT. trace:
+    the engine also shows each memory layer's choice and output.
     """
 
     backend: str
