@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "../operators.h"
+#include "../shapes.h"
 #include "custom_op.h"
 
 #define ULTRAMEM_EXPORT extern "C" __attribute__((visibility("default")))
@@ -92,7 +93,7 @@ ULTRAMEM_EXPORT OrtStatus* ORT_CALL RegisterCustomOps(OrtSessionOptions* options
     return ort::AddCustomOpDomain::of(api)(options, domain_of(api, tables_of(api, options)).host);
   } catch (const HostError& error) {
     return error.status;
-  } catch (const BadInput& error) {
+  } catch (const ultramem::BadInput& error) {
     return ort::CreateStatus::of(api)(ort::kInvalidArgument, error.what());
   } catch (const std::exception& error) {
     return ort::CreateStatus::of(api)(ort::kRuntimeException, error.what());

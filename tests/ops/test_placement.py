@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 import torch
 
+from tests import builders
 from ultramem_deploy.checkpoint import Checkpoint
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.model import load
 from ultramem_deploy.ops import native, placement
 from ultramem_deploy.ops.sparse_lookup import reference, sparse_lookup
 from ultramem_deploy.tables import MODES, wanted
-
-from .. import builders
 
 ROWS, WIDTH, OFFSET = 3001, 301, 1204  # an odd end, and a start that is on no page
 PAGE = mmap.PAGESIZE
@@ -158,11 +157,12 @@ def test_small_tables_stay_unless_asked_for(file: Path) -> None:
     assert placement.placed("t", table, "auto") is table
 
 
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
 def test_what_does_not_fit(tmp_path: Path) -> None:
     path = tmp_path / "huge"
     with open(path, "wb") as stream:
         stream.truncate(1 << 42)  # no byte of it is stored
-    table = torch.from_numpy(np.memmap(path, np.uint8, "c"))
+    table = torch.from_numpy(np.memmap(path, np.uint8, "r"))
     with pytest.raises(InputError, match=r"t\.values: tables=resident needs 4398\.0 GB .* use tables=mapped"):
         placement.placed("t.values", table, "resident")
     assert placement.placed("t.values", table, "auto").data_ptr() in native.READ_AHEAD
