@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -98,19 +100,47 @@ def heal(
     out: str | Path,
     *,
     text: str | Path | None = None,
+    distill: str | Path | None = None,
+    retain: str | Path | None = None,
+    plot: str | Path | None = None,
     overwrite: bool = False,
     copy: bool = False,
     progress: Progress | None = None,
     **training: Any,
 ) -> dict[str, Any]:
-    """Train the memory layers on text; `training` are the fields of `HealOptions`."""
+    """Train the memory layers on text; `training` are the fields of `HealOptions`.
+
+    `distill` is the model to learn from, in any form that `convert` reads; see `converters.heal.stage`.
+    """
     from ..converters.heal.options import HealOptions
     from ..converters.heal.stage import heal_checkpoint
 
     options = as_options(HealOptions, training)
-    return heal_checkpoint(
-        Path(src), Path(out), text=as_path(text), options=options, overwrite=overwrite, copy=copy, progress=progress
-    )
+    with _canonical(as_path(distill), Path(out)) as source:
+        return heal_checkpoint(
+            Path(src), Path(out), text=as_path(text), distil=source, retain=as_path(retain), picture=as_path(plot),
+            options=options, overwrite=overwrite, copy=copy, progress=progress,
+        )  # fmt: skip
+
+
+@contextmanager
+def _canonical(model: Path | None, beside: Path) -> Iterator[Path | None]:
+    """`model` as a canonical checkpoint: itself, or converted into a folder that lasts as long as the context."""
+    from ..spec import MODEL_TYPE, read_json
+
+    if model is None:
+        yield None
+        return
+    config = model / "config.json"
+    if config.is_file() and read_json(config).get("model_type") == MODEL_TYPE:
+        yield model
+        return
+    parent = beside.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{beside.name}-", dir=parent) as folder:
+        target = Path(folder) / model.name
+        convert(model, target)
+        yield target
 
 
 def fold(
