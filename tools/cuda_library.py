@@ -67,11 +67,11 @@ class CudaLibrary:
     """Runs the operators by the C API. Inputs are contiguous and named as in the operators' definitions.
 
     Every method only launches, on the current stream where the tensors are CUDA's, and raises RuntimeError where the
-    library refuses the problem.
+    library refuses the problem. Outputs are filled with NaN (indices with -1) first; `poison=False` saves the time.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._library = ctypes.CDLL(str(path))
+    def __init__(self, path: Path, poison: bool = True) -> None:
+        self._library, self._poison = ctypes.CDLL(str(path)), poison
         for name in ("tucker_topk", "sparse_gate", "sparse_lookup"):
             getattr(self._library, f"ultramem_cuda_{name}").restype = Launch
         self._library.ultramem_cuda_tucker_topk_workspace.restype = ctypes.c_size_t
@@ -82,7 +82,7 @@ class CudaLibrary:
         """[T, E*D]"""
         table, scores = _table(inputs, encoding), inputs["scores"]
         tokens, slots, cores = scores.shape
-        output = _poisoned((tokens, blocks * table.width), scores)
+        output = self._output((tokens, blocks * table.width), scores)
         problem = Lookup(
             table, inputs["addresses"].data_ptr(), scores.data_ptr(), output.data_ptr(), ACTIVATIONS[scores.dtype]
         )
@@ -93,7 +93,7 @@ class CudaLibrary:
     def sparse_gate(self, inputs: Mapping[str, torch.Tensor], activation: int, encoding: int = 0) -> torch.Tensor:
         """[T, K]"""
         x, addresses = inputs["x"], inputs["addresses"]
-        gate = _poisoned(tuple(addresses.shape), x)
+        gate = self._output(tuple(addresses.shape), x)
         pointers = addresses.data_ptr(), x.data_ptr(), gate.data_ptr()
         problem = Gate(_table(inputs, encoding), *pointers, ACTIVATIONS[x.dtype], *addresses.shape, x.shape[1])
         problem.activation = activation
@@ -104,8 +104,10 @@ class CudaLibrary:
         """[T, H*k, M] and int64 [T, H*k]"""
         row, core = inputs["row_scores"], inputs["core"]
         tokens, heads, rank, n_row = row.shape
-        scores = _poisoned((tokens, heads * k, core.shape[0]), row)
-        indices = torch.full((tokens, heads * k), -1, dtype=torch.int64, device=row.device)
+        scores = self._output((tokens, heads * k, core.shape[0]), row)
+        indices = torch.empty((tokens, heads * k), dtype=torch.int64, device=row.device)
+        if self._poison:
+            indices.fill_(-1)
         names = ("row_scores", "col_scores", "u", "v", "core")
         pointers = [*(inputs[name].data_ptr() for name in names), scores.data_ptr(), indices.data_ptr()]
         sizes = (tokens, heads, rank, n_row, inputs["col_scores"].shape[3], core.shape[0], k)
@@ -115,6 +117,10 @@ class CudaLibrary:
         aligned = P(workspace.data_ptr() + -workspace.data_ptr() % 16)
         self._launch("tucker_topk", problem, aligned, _stream(row))
         return scores, indices
+
+    def _output(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+        output = torch.empty(shape, dtype=like.dtype, device=like.device)
+        return output.fill_(torch.nan) if self._poison else output
 
     def _launch(self, name: str, problem: ctypes.Structure, *arguments: object) -> None:
         launch = getattr(self._library, f"ultramem_cuda_{name}")(ctypes.byref(problem), *arguments)
@@ -128,10 +134,6 @@ def _table(inputs: Mapping[str, torch.Tensor], encoding: int) -> Table:
     kernel_type = ENCODED.get(encoding) or ACTIVATIONS[table.dtype]
     scales = inputs["scales"].data_ptr() if encoding else None
     return Table(table.data_ptr(), kernel_type, table.shape[0], width, width, scales)
-
-
-def _poisoned(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-    return torch.full(shape, torch.nan, dtype=like.dtype, device=like.device)
 
 
 def _stream(tensor: torch.Tensor) -> ctypes.c_void_p:

@@ -12,6 +12,7 @@
 
 namespace {
 
+using namespace ultramem;
 using namespace ultramem::cuda;
 
 class ShuffledBlock {

@@ -179,13 +179,8 @@ def test_the_benchmarks_run(host: CudaLibrary) -> None:
     lookup = gpu_operators.lookup(host, "cpu", rows=50, tokens=4, bandwidth=1e9, width=32)
     assert lookup.megabytes_read == 4 * 64 * 32 * 2 / 1e6 and lookup.share > 0
     assert gpu_operators.topk(host, "cpu", tokens=1, keys=20, k=3).tokens == 1
-    shape = gpu_decode.Shape(
-        hidden=8, layers=1, memory_layers=2, side=4, keys=8, width=16, k=2, experts=3, expert_width=8
-    )
-    _, nbytes = gpu_decode.memory_step(host, "cpu", shape, batch=3)
-    assert nbytes == 2 * (3 * 2 * 2 * 16 * 2 + 2 * 3 * 2 * 2 * 8 * 4)
-    figure = gpu_decode.figure(host, "cpu", shape, batch=3, bandwidth=1e9)
-    assert figure.batch == 3 and figure.bound_share > 0 and figure.against_moe > 0
+    rows, _ = gpu_decode.measure(host, "cpu", gpu_decode.TINY, [(2, 8)], room=1e9, repeats=1)
+    assert rows[0].told(1e9)["step_against_moe"] > 0
 
 
 def test_no_thread_races(tmp_path: Path) -> None:

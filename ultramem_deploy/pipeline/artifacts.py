@@ -46,11 +46,12 @@ def build(
 
     OUT.model is the portable bundle that the engine is built from and reads its tables from. `options` are the other
     fields of `converters.engine.BuildOptions`: shapes, dtype, mode, weight_streaming, hardware_compatible,
-    version_compatible, embed_plugin, trace.
+    version_compatible, embed_plugin, trace. Raises CheckFailed where the last `verify` of `src` or OUT.model failed.
     """
     from ..converters.engine import BuildOptions, build_engine, check_request
     from ..converters.onnx import export_onnx
     from ..runtime.engine_manifest import model_path
+    from ..verdict import refuse_failed
 
     engine, model = Path(out), model_path(Path(out))
     check_known(BuildOptions, options)
@@ -61,10 +62,12 @@ def build(
         **options,
     )
     check_request(engine, asked)
+    refuse_failed(Path(src))
     export_onnx(
         Path(src), model, target="portable", overwrite=overwrite, copy=copy, memory_budget=as_budget(memory_budget),
         progress=progress,
     )  # fmt: skip
+    refuse_failed(model)
     return build_engine(model, engine, asked, overwrite=overwrite, progress=progress)
 
 

@@ -73,8 +73,9 @@ def verify(
 ) -> dict[str, Any]:
     """Compare two artifacts; raises CheckFailed where they differ by more than the limits, unless `check` is False.
 
-    Limits that are None follow from what is compared: see `tolerances`.
+    Limits that are None follow from what is compared: see `tolerances`. `candidate` keeps the outcome, for `build`.
     """
+    from ..verdict import record_verdict
     from ..verification import compare
 
     result = compare(
@@ -87,6 +88,7 @@ def verify(
         runtime=runtime,
         progress=progress,
     )
+    record_verdict(Path(candidate), result.reason)
     if check and result.reason:
         raise CheckFailed(result.reason)
     return result.to_dict()

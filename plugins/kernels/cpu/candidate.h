@@ -4,8 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../number.h"
 #include "../ultramem_kernels.h"
-#include "number.h"
 
 namespace ultramem {
 namespace {

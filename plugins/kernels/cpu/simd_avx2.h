@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "number.h"
+#include "int4.h"
 
 namespace ultramem {
 namespace {

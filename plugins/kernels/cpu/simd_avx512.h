@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "number.h"
+#include "int4.h"
 
 namespace ultramem {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "number.h"
+#include "int4.h"
 
 namespace ultramem {
 namespace {

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "number.h"
+#include "int4.h"
 
 namespace ultramem {
 namespace {

@@ -15,7 +15,7 @@
 namespace ultramem {
 namespace {
 
-// expf and erff, not std::exp and std::erf: those are inline functions that the linker would share (see number.h).
+// expf and erff, not std::exp and std::erf: those are inline functions that the linker would share (see ../number.h).
 inline float silu(float value) { return value / (1.0f + expf(-value)); }
 
 inline float gelu(float value) {

@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "target.h"
+#include "../target.h"
 #include "ultramem_cuda.h"
 
 namespace ultramem::cuda {
@@ -18,6 +18,10 @@ namespace ultramem::cuda {
 constexpr std::int64_t kMostBlocks = std::numeric_limits<std::int32_t>::max();  // of a grid's first dimension
 
 inline UltramemLaunch refused(UltramemCode code) { return {code, 0}; }
+
+inline bool is_activation_type(UltramemType type) {
+  return type == ULTRAMEM_FLOAT32 || type == ULTRAMEM_FLOAT16 || type == ULTRAMEM_BFLOAT16;
+}
 
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 

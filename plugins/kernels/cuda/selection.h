@@ -9,7 +9,7 @@
 
 #include <cstdint>
 
-#include "number.h"
+#include "../number.h"
 
 namespace ultramem::cuda {
 

@@ -1,9 +1,10 @@
 // SparseGate. A block of threads takes one token and a few of its slots: the token's x goes to shared memory a stretch
 // at a time, `lanes` threads share a row, and each group of lanes has several rows under way.
+#include "../problems.h"
 #include "block.cuh"
 #include "launch.cuh"
-#include "problems.h"
 #include "table.cuh"
+#include "typed.h"
 
 namespace ultramem::cuda {
 namespace {
@@ -130,6 +131,7 @@ UltramemLaunch launch(const UltramemSparseGate& p, UltramemStream stream) {
 }  // namespace
 }  // namespace ultramem::cuda
 
+using namespace ultramem;
 using namespace ultramem::cuda;
 
 extern "C" UltramemLaunch ultramem_cuda_sparse_gate(const UltramemSparseGate* problem, UltramemStream stream) {

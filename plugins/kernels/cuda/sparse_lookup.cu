@@ -3,10 +3,11 @@
 //   it keeps the token's slots that name this virtual block (each row is read by one block alone);
 //   `lanes` threads share a row, sixteen bytes each; the other groups of lanes take other rows;
 //   each group has several rows under way before it adds the first; the groups' sums are added in order at the end.
+#include "../problems.h"
 #include "block.cuh"
 #include "launch.cuh"
-#include "problems.h"
 #include "table.cuh"
+#include "typed.h"
 
 namespace ultramem::cuda {
 namespace {
@@ -152,6 +153,7 @@ bool is_lanes(int lanes) { return lanes == 0 || (lanes >= 8 && lanes <= kThreads
 }  // namespace
 }  // namespace ultramem::cuda
 
+using namespace ultramem;
 using namespace ultramem::cuda;
 
 extern "C" UltramemLaunch ultramem_cuda_sparse_lookup(const UltramemSparseLookup* problem, UltramemLanes lanes,

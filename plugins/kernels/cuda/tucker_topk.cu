@@ -1,7 +1,7 @@
 // Launches TuckerTopK: one block of threads for each head of each token.
+#include "../problems.h"
 #include "block.cuh"
 #include "launch.cuh"
-#include "problems.h"
 #include "tucker_topk.h"
 
 namespace ultramem::cuda {
@@ -42,6 +42,7 @@ UltramemLaunch launch(const UltramemTuckerTopK& p, void* workspace, UltramemStre
 }  // namespace
 }  // namespace ultramem::cuda
 
+using namespace ultramem;
 using namespace ultramem::cuda;
 
 extern "C" size_t ultramem_cuda_tucker_topk_workspace(const UltramemTuckerTopK* problem) {

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../ultramem_kernels.h"
 #include "selection.h"
 
 namespace ultramem::cuda {

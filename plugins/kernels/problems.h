@@ -1,16 +1,12 @@
-// What the device's kernels take.
+// Which problems have sizes that go together; the element types that a backend takes are its own.
 #pragma once
 
 #include <cstdint>
 #include <limits>
 
-#include "../ultramem_kernels.h"
+#include "ultramem_kernels.h"
 
-namespace ultramem::cuda {
-
-inline bool is_activation_type(UltramemType type) {
-  return type == ULTRAMEM_FLOAT32 || type == ULTRAMEM_FLOAT16 || type == ULTRAMEM_BFLOAT16;
-}
+namespace ultramem {
 
 inline bool is_sound(const UltramemTable& table) {
   if (table.rows < 0 || table.width < 0 || table.row_stride < table.width) return false;
@@ -37,4 +33,4 @@ inline bool is_sound(const UltramemTuckerTopK& p) {
   return k_row >= 1 && k_col >= 1 && (p.k - 1) / k_col < k_row;  // k <= k_row * k_col, without the product
 }
 
-}  // namespace ultramem::cuda
+}  // namespace ultramem

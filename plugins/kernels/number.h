@@ -1,11 +1,17 @@
-// Storage types of 16, 8 and 4 bits and their scalar conversions.
+// Storage types of 16 and 8 bits: how they become float and float becomes them, by their bits, on CPU and GPU.
 //
-// Everything with code in it lives in an unnamed namespace, here and in the kernels: each instruction set compiles its
-// own copy, and a copy shared by the linker could bring AVX-512 to a machine without it.
+// Everything with code in it lives in an unnamed namespace, here and in the CPU's kernels: each instruction set
+// compiles its own copy, and a copy shared by the linker could bring AVX-512 to a machine without it.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+
+#include "target.h"
+
+#ifdef __CUDACC__
+#include <cuda_fp16.h>
+#endif
 
 namespace ultramem {
 
@@ -21,46 +27,40 @@ struct Int8 {
 struct Float8 {
   std::uint8_t bits;  // e4m3: no infinity, NaN where all but the sign is 1
 };
-struct Int4 {};  // two a byte, the first in the low half, so a number is pointed at by an Int4Cursor
-
-struct Int4Cursor {
-  const std::uint8_t* row;
-  std::int64_t at;
-
-  Int4Cursor operator+(std::int64_t numbers) const { return {row, at + numbers}; }
-  bool splits_byte() const { return at % 2 != 0; }
-  const std::uint8_t* byte() const { return row + at / 2; }
-};
 
 namespace {
 
-inline float from_bits(std::uint32_t bits) {
+ULTRAMEM_BLOCK float from_bits(std::uint32_t bits) {
   float value;
-  std::memcpy(&value, &bits, sizeof value);
+  memcpy(&value, &bits, sizeof value);
   return value;
 }
 
-inline std::uint32_t to_bits(float value) {
+ULTRAMEM_BLOCK std::uint32_t to_bits(float value) {
   std::uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
+  memcpy(&bits, &value, sizeof bits);
   return bits;
 }
 
-inline float to_float(float value) { return value; }
+ULTRAMEM_BLOCK float to_float(float value) { return value; }
 
-inline float to_float(BFloat16 value) { return from_bits(static_cast<std::uint32_t>(value.bits) << 16); }
+ULTRAMEM_BLOCK float to_float(BFloat16 value) { return from_bits(static_cast<std::uint32_t>(value.bits) << 16); }
 
-inline float to_float(Half value) {
+ULTRAMEM_BLOCK float to_float(Half value) {
+#ifdef __CUDACC__
+  return __half2float(__ushort_as_half(value.bits));
+#else
   const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x8000u) << 16;
   const std::uint32_t magnitude = value.bits & 0x7fffu;
   if (magnitude >= 0x7c00u) return from_bits(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
   // Reading the bits as a float leaves the exponent 112 too small; the product mends it, subnormals included.
   return from_bits(sign | to_bits(from_bits(magnitude << 13) * 0x1p112f));
+#endif
 }
 
-inline float to_float(Int8 value) { return value.code; }
+ULTRAMEM_BLOCK float to_float(Int8 value) { return value.code; }
 
-inline float to_float(Float8 value) {
+ULTRAMEM_BLOCK float to_float(Float8 value) {
   const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x80u) << 24;
   const std::uint32_t magnitude = value.bits & 0x7fu;
   if (magnitude == 0x7fu) return from_bits(sign | 0x7fc00000u);
@@ -70,15 +70,13 @@ inline float to_float(Float8 value) {
   return sign == 0 ? size : -size;
 }
 
-inline float to_float(Int4Cursor value) {
-  const int byte = *value.byte();
-  return static_cast<float>((value.splits_byte() ? byte >> 4 : byte & 15) - 8);
-}
+ULTRAMEM_BLOCK void from_float(float value, float* out) { *out = value; }
 
-inline void from_float(float value, float* out) { *out = value; }
-
-// Rounds to nearest, ties to even, as the F16C instructions do.
-inline void from_float(float value, Half* out) {
+// Rounds to nearest, ties to even, as the F16C instructions do; a NaN stays one.
+ULTRAMEM_BLOCK void from_float(float value, Half* out) {
+#ifdef __CUDACC__
+  out->bits = __half_as_ushort(__float2half_rn(value));
+#else
   const std::uint32_t bits = to_bits(value);
   const std::uint32_t sign = bits >> 16 & 0x8000u;
   const std::uint32_t magnitude = bits & 0x7fffffffu;
@@ -93,6 +91,13 @@ inline void from_float(float value, Half* out) {
     half = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
   }
   out->bits = static_cast<std::uint16_t>(sign | half);
+#endif
+}
+
+ULTRAMEM_BLOCK void from_float(float value, BFloat16* out) {
+  const std::uint32_t bits = to_bits(value);
+  const std::uint32_t rounded = value == value ? bits + 0x7fffu + (bits >> 16 & 1u) : bits | 0x400000u;
+  out->bits = static_cast<std::uint16_t>(rounded >> 16);
 }
 
 }  // namespace
