@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 
@@ -11,13 +12,40 @@ from ultramem_deploy.errors import CheckFailed, InputError
 from ultramem_deploy.model import UltraMemModel
 from ultramem_deploy.spec import ModelSpec
 
-from .options import TRAINABLE, HealOptions
+from .models import changed_tensors
+from .options import AUTOCASTS, DEVICES, LOSSES, TRAINABLE, VALUE_SCHEDULES, HealOptions
 
 _LARGEST = 1e30  # AdamW fails beyond float32; nothing sensible is near
+_CHOICES = {
+    "train": TRAINABLE, "value_schedule": VALUE_SCHEDULES, "loss": LOSSES, "autocast": AUTOCASTS, "device": DEVICES,
+}  # fmt: skip
+_POSITIVE = ("steps", "batch", "accumulate", "lr", "value_lr", "retain_batch", "retain_weight", "eval_every")
+_NOT_NEGATIVE = ("warmup", "patience", "seed")
 
 
 def check_options(spec: ModelSpec, options: HealOptions) -> None:
     """InputError for a model without memory layers, or for an option outside its range."""
+    _check_model(spec)
+    for name, known in _CHOICES.items():
+        if getattr(options, name) not in known:
+            raise InputError(f"{_flag(name)}: expected one of {', '.join(known)}, found {getattr(options, name)!r}")
+    for name in _POSITIVE:
+        if not 0 < getattr(options, name) < _LARGEST:
+            raise InputError(f"{_flag(name)}: must be positive, below {_LARGEST:g}, found {getattr(options, name)}")
+    for name in _NOT_NEGATIVE:
+        if not 0 <= getattr(options, name) < 1 << 63:
+            raise InputError(f"{_flag(name)}: must not be negative, found {getattr(options, name)}")
+    if not 0 <= options.regression <= 1:
+        raise InputError(f"--regression: expected a share of the steps, 0..1, found {options.regression}")
+    if not 1 < options.length <= spec.decoder.max_positions:
+        raise InputError(f"--length: expected 2..{spec.decoder.max_positions}, found {options.length}")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _check_model(spec: ModelSpec) -> None:
     if not spec.memory:
         raise InputError("heal: the model has no memory layers to train; run upcycle first")
     folded = [index for index, layer in enumerate(spec.memory) if layer.rank_one_keys]
@@ -30,18 +58,25 @@ def check_options(spec: ModelSpec, options: HealOptions) -> None:
     codes += [f"dense weights ({spec.decoder.dense})"] if spec.decoder.dense != "float" else []
     if codes:
         raise InputError(f"heal: {', '.join(codes)}: a quantised model cannot be trained; heal first, then quantize")
-    if options.train not in TRAINABLE:
-        raise InputError(f"--train: expected one of {', '.join(TRAINABLE)}, found {options.train!r}")
-    for name in ("steps", "batch", "lr", "value_lr"):
-        if not 0 < getattr(options, name) < _LARGEST:
-            raise InputError(
-                f"--{name.replace('_', '-')}: must be positive, below {_LARGEST:g}, found {getattr(options, name)}"
-            )
-    for name in ("warmup", "seed"):
-        if not 0 <= getattr(options, name) < 1 << 63:
-            raise InputError(f"--{name}: must not be negative, found {getattr(options, name)}")
-    if not 1 < options.length <= spec.decoder.max_positions:
-        raise InputError(f"--length: expected 2..{spec.decoder.max_positions}, found {options.length}")
+
+
+def check_source(spec: ModelSpec, distil: Path | None, retain: Path | None, options: HealOptions) -> None:
+    """InputError where what is to be distilled from is missing, or is another kind of model."""
+    if distil is None:
+        wanted = {"--retain": retain is not None, "--loss kl": options.loss == "kl"}
+        asked = next((name for name, given in wanted.items() if given), None)
+        if asked:
+            raise InputError(f"{asked}: needs the model to compare with: give it by --distill")
+        return
+    source = ModelSpec.load(distil).decoder
+    sizes = ["vocab_size"]
+    if retain is None and options.regression:
+        sizes += ["num_layers", "hidden_size"]
+    for name in sizes:
+        here, there = getattr(spec.decoder, name), getattr(source, name)
+        if here != there:
+            hint = "" if name == "vocab_size" else "; --regression 0 distils predictions alone"
+            raise InputError(f"--distill: {distil.name}: {name}: expected {here} as the model has, found {there}{hint}")
 
 
 def check_gradients(spec: ModelSpec, source: Checkpoint, train: str) -> None:
@@ -63,9 +98,9 @@ def diverged(what: str) -> CheckFailed:
 @torch.no_grad()
 def check_trained(model: UltraMemModel, source: Checkpoint, window: torch.Tensor, perplexity: float) -> None:
     """CheckFailed where what would be written has diverged: `window` holds held-out tokens, int64 [S]."""
-    for name, parameter in model.named_parameters():
+    for name, tensor in changed_tensors(model).items():
         stored = source.info(name).dtype
-        if parameter.requires_grad and not parameter.to(getattr(torch, stored)).isfinite().all():
+        if not tensor.to(getattr(torch, stored)).isfinite().all():
             raise diverged(f"{name} is not finite as {stored} after the last step")
     if not math.isfinite(perplexity):
         raise diverged("the held-out perplexity is not finite after the last step")

@@ -7,25 +7,74 @@ from dataclasses import dataclass, field
 TRAINABLE = {
     "memory": ("memory.", "tables."),
     "keys": ("query.weight", "query_norm.", "key_norm.", "row_keys", "col_keys", "core"),
+    "values": ("tables.", "output."),
+    "all": ("",),
 }
+VALUE_SCHEDULES = ("fixed", "v1", "v2")
+LOSSES = ("auto", "lm", "kl")
+AUTOCASTS = ("bf16", "off")
+DEVICES = ("cpu", "gpu")
 
 
 @dataclass(frozen=True)
 class HealOptions:
-    """`train` "memory" trains everything in the memory layers, "keys" only what retrieves.
+    """`train`: "memory" everything in the memory layers, "keys" what retrieves, "values" what is retrieved, "all" the
+    dense weights too.
 
-    Learning rates are AdamW's; the tables' own (`value_lr`) is higher, as in P1, and both fall linearly to zero
-    after `warmup` steps. One step reads `batch` windows of `length` tokens.
+    Learning rates are AdamW's and fall linearly to zero after `warmup` steps. The tables' own is `value_lr` ("fixed"),
+    or 10 times `lr` falling to 1 ("v1", P1), or `lr` ("v2", P2). One step reads `accumulate` times `batch` windows of
+    `length` tokens. `regression`, `loss` "kl" and what `--retain` asks for need a model to distil from.
     """
 
     steps: int = field(default=60, metadata={"help": "Optimizer steps."})
-    batch: int = field(default=4, metadata={"help": "Windows a step."})
+    batch: int = field(default=4, metadata={"help": "Windows at a time."})
+    accumulate: int = field(default=1, metadata={"help": "Batches whose gradients make one step."})
     length: int = field(default=256, metadata={"help": "Tokens a window."})
     lr: float = field(default=5e-3, metadata={"help": "Learning rate of everything but the tables."})
-    value_lr: float = field(default=2e-2, metadata={"help": "Learning rate of the tables."})
+    value_lr: float = field(
+        default=2e-2, metadata={"help": "Learning rate of the tables, where the schedule is fixed."}
+    )
+    value_schedule: str = field(
+        default="fixed",
+        metadata={
+            "help": "Tables' learning rate. fixed: --value-lr; v1: 10 times --lr falling to 1; v2: --lr.",
+            "choices": VALUE_SCHEDULES,
+        },
+    )
     warmup: int = field(default=5, metadata={"help": "Steps over which the learning rates rise."})
     train: str = field(
         default="memory",
-        metadata={"help": "memory: all of the memory layers; keys: what retrieves.", "choices": tuple(TRAINABLE)},
+        metadata={
+            "help": "memory: all of the memory layers; keys: what retrieves; values: tables and output projections; "
+            "all: the dense weights too.",
+            "choices": tuple(TRAINABLE),
+        },
+    )
+    loss: str = field(
+        default="auto",
+        metadata={
+            "help": "lm: next token; kl: the predictions of --distill; auto: kl with --distill, unless --retain.",
+            "choices": LOSSES,
+        },
+    )
+    regression: float = field(
+        default=0.25,
+        metadata={
+            "help": "Share of the steps that first fit each layer to --distill's activations (not with --retain)."
+        },
+    )
+    retain_batch: int = field(default=1, metadata={"help": "Windows of --retain at a time, beside --batch."})
+    retain_weight: float = field(default=1.0, metadata={"help": "Weight of the divergence from --distill on --retain."})
+    autocast: str = field(
+        default="bf16",
+        metadata={"help": "Arithmetic of the dense layers; memory layers are in float32.", "choices": AUTOCASTS},
+    )
+    device: str = field(
+        default="cpu", metadata={"help": "gpu: what accelerate finds (extra `hf`).", "choices": DEVICES}
+    )
+    eval_every: int = field(default=25, metadata={"help": "Steps between measurements of the held-out perplexity."})
+    patience: int = field(
+        default=0,
+        metadata={"help": "Stop after this many measurements without a new best, and keep the best; 0: never."},
     )
     seed: int = field(default=0, metadata={"help": "Seed of the order of the windows."})

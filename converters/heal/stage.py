@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +12,23 @@ import torch
 from ultramem_deploy.checkpoint import Checkpoint, Stage, TensorTask, numpy_dtype, source_record
 from ultramem_deploy.checkpoint.carry import carry
 from ultramem_deploy.checkpoint.companions import companion_files
-from ultramem_deploy.errors import InputError
 from ultramem_deploy.layout import tensor_layout
 from ultramem_deploy.model import UltraMemModel
 from ultramem_deploy.runtime.tokenizer import Tokenizer
 from ultramem_deploy.spec import ModelSpec
-from ultramem_deploy.text import Corpus, load_corpus, token_windows
+from ultramem_deploy.text import Corpus, load_corpus
 
-from .checks import check_gradients, check_options, check_trained
+from .checks import check_gradients, check_options, check_source
+from .curve import check_plot, plot
+from .data import Windows
+from .devices import open_device
+from .models import changed_tensors, source_model, training_model
 from .options import HealOptions
-from .train import (
-    load_state,
-    make_optimizer,
-    perplexity,
-    save_state,
-    train_steps,
-    training_model,
-)
+from .run import Progress, Run
+from .train import Trainer
 
 SAVE_EVERY = 25
-HELD_OUT_WINDOWS, HELD_OUT_LENGTH = 8, 512
-STATE_NAME = "training.safetensors"
-
-Progress = Callable[[int, int, str], None]
+STATE_NAME, BEST_NAME = "training.safetensors", "best.safetensors"
 
 
 def heal_checkpoint(
@@ -44,6 +36,9 @@ def heal_checkpoint(
     out: Path,
     *,
     text: Path | None = None,
+    distil: Path | None = None,
+    retain: Path | None = None,
+    picture: Path | None = None,
     options: HealOptions | None = None,
     overwrite: bool = False,
     copy: bool = False,
@@ -51,90 +46,84 @@ def heal_checkpoint(
 ) -> dict[str, Any]:
     """Train the memory layers of `src` on `text` (default: the Python language reference) and write `out`.
 
-    Returns the receipt: held-out perplexity before and after (8 windows of 512 tokens, dense weights in bfloat16) and
-    the loss curve; `resumed_at_step` is the first step run where an interrupted run went on. Raises InputError for a
-    model without memory layers, an invalid option or a text that is too short, CheckFailed where training diverges.
+    `distil` is the canonical checkpoint to learn from; `retain` a text on which the model is to go on predicting what
+    that one predicts; `picture` a PNG of the curve. Returns the receipt: held-out perplexity before and after (8
+    windows of 512 tokens) and on the way (`curve`), and the losses; `resumed_at_step` is the first step run where an
+    interrupted run went on. Raises InputError for a model without memory layers, an invalid option or a text that is
+    too short, CheckFailed where training diverges.
     """
     options = options or HealOptions()
     spec, source = ModelSpec.load(src), Checkpoint.open(src)
     check_options(spec, options)
     check_gradients(spec, source, options.train)
-    corpus = load_corpus(text)
-    settings = {**asdict(options), "text": corpus.name, "text_sha256": corpus.sha256}
-    with Stage(out, "heal", source_record(src), settings, overwrite=overwrite, copy=copy) as stage:
-        if stage.up_to_date:
-            return stage.receipt | {"up_to_date": True}
-        model = training_model(spec, source, options)
-        run = _Run(model, source, options, stage.resume_file(STATE_NAME), progress)
-        stage.receipt = {"text": corpus.name, **run.train(corpus, Tokenizer(src))}
-        _write(stage, model, source)
-        stage.write_json("config.json", spec.to_config())
-        for file in companion_files(src):
-            stage.link_file(file)
+    check_source(spec, distil, retain, options)
+    if picture:
+        check_plot(picture)
+    corpus, kept = load_corpus(text), load_corpus(retain) if retain else None
+    records = [source_record(path) for path in (src, distil) if path]
+    run: Run | None = None
+    with Stage(out, "heal", records, _settings(options, corpus, kept), overwrite=overwrite, copy=copy) as stage:
+        if not stage.up_to_date:
+            model = training_model(spec, source, options)
+            teacher = source_model(distil, options) if distil else None
+            trainer = _trainer(model, teacher, corpus, kept, Tokenizer(src), options)
+            files = [stage.resume_file(name) for name in (STATE_NAME, BEST_NAME)]
+            run = Run(trainer, files[0], files[1], SAVE_EVERY, progress)
+            stage.receipt = {"text": corpus.name, **run.train(source)}
+            _write(stage, model, source)
+            stage.write_json("config.json", spec.to_config())
+            for file in companion_files(src):
+                stage.link_file(file)
+    if picture:
+        plot(picture, stage.receipt)
     # Told, not recorded: the receipt of a resumed run is that of an uninterrupted one.
-    resumed = {"resumed_at_step": run.resumed_at} if run.resumed_at else {}
-    return stage.receipt | {"up_to_date": False} | resumed | stage.notes
+    resumed = {"resumed_at_step": run.resumed_at} if run and run.resumed_at else {}
+    return stage.receipt | {"up_to_date": stage.up_to_date} | resumed | stage.notes
 
 
-@dataclass
-class _Run:
-    """One training run: `state` is the file that lets it go on after an interruption, `resumed_at` the step it did."""
-
-    model: UltraMemModel
-    source: Checkpoint
-    options: HealOptions
-    state: Path
-    progress: Progress | None
-    resumed_at: int | None = None
-
-    def train(self, corpus: Corpus, tokenizer: Tokenizer) -> dict[str, Any]:
-        """Train and measure; returns the numbers of the receipt."""
-        options = self.options
-        windows = torch.from_numpy(token_windows(tokenizer, corpus.train, options.length))
-        held_out = torch.from_numpy(_held_out(tokenizer, corpus, self.model.spec))
-        before = perplexity(self.model, held_out)
-        losses = self._steps(windows)
-        after = perplexity(self.model, held_out)
-        check_trained(self.model, self.source, held_out[0], after)
-        return {
-            "tokens": options.steps * options.batch * options.length,
-            "perplexity_before": before,
-            "perplexity_after": after,
-            "losses": losses,
-        }
-
-    def _steps(self, windows: torch.Tensor) -> list[float]:
-        total = self.options.steps
-        optimizer = make_optimizer(self.model, self.options)
-        losses = load_state(self.state, self.model, optimizer)
-        self.resumed_at = len(losses) + 1 if losses else None
-        for step, loss in train_steps(self.model, optimizer, windows, self.options, len(losses)):
-            losses.append(round(loss, 4))
-            if (step + 1) % SAVE_EVERY == 0 and step + 1 < total:
-                save_state(self.state, self.model, optimizer, losses)
-            if self.progress:
-                self.progress(step + 1, total, f"loss {loss:.3f}")
-        return losses
+def _settings(options: HealOptions, corpus: Corpus, kept: Corpus | None) -> dict[str, Any]:
+    """All that decides the output; the text to retain only where there is one, so that other outputs stay valid."""
+    settings = {**asdict(options), "text": corpus.name, "text_sha256": corpus.sha256}
+    return settings | ({"retain": kept.name, "retain_sha256": kept.sha256} if kept else {})
 
 
-def _held_out(tokenizer: Tokenizer, corpus: Corpus, spec: ModelSpec) -> np.ndarray:
-    length = min(HELD_OUT_LENGTH, spec.decoder.max_positions)
-    with contextlib.suppress(InputError):
-        return token_windows(tokenizer, corpus.held_out, length, HELD_OUT_WINDOWS)
-    return token_windows(tokenizer, corpus.held_out, length)
+def _trainer(
+    model: UltraMemModel,
+    teacher: UltraMemModel | None,
+    corpus: Corpus,
+    kept: Corpus | None,
+    tokenizer: Tokenizer,
+    options: HealOptions,
+) -> Trainer:
+    device = open_device(options)
+    longest = model.spec.decoder.max_positions
+
+    def windows(text: Corpus, seed: int) -> Windows:
+        return Windows.of(text, tokenizer, options.length, longest, seed)
+
+    return Trainer(
+        model.to(device.device),
+        teacher.to(device.device) if teacher else None,
+        windows(corpus, options.seed),
+        windows(kept, options.seed + 1) if kept else None,
+        options,
+        device,
+    )
 
 
 def _write(stage: Stage, model: UltraMemModel, source: Checkpoint) -> None:
+    """Link what training left alone, write the rest as the source stores it."""
+    changed = changed_tensors(model)
     layout = tensor_layout(model.spec)
-    carry(stage, source, [name for name, tensor in layout.items() if tensor.role == "dense"], "decoder")
-    trained = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    for group, prefix in (("memory", "memory."), ("tables", "tables.")):
-        names = [name for name in layout if name.startswith(prefix)]
-        stage.write_tensors(group, [_task(name, trained[name], source.info(name).dtype) for name in names])
+    carry(stage, source, [name for name in layout if name not in changed])
+    for group, prefix in (("memory", "memory."), ("tables", "tables."), ("decoder", ("model.", "lm_head."))):
+        names = [name for name in changed if name.startswith(prefix)]
+        if names:
+            stage.write_tensors(group, [_task(name, changed[name], source.info(name).dtype) for name in names])
 
 
 def _task(name: str, tensor: torch.Tensor, dtype: str) -> TensorTask:
-    stored = tensor.to(getattr(torch, dtype)).contiguous()
+    stored = tensor.to("cpu", getattr(torch, dtype)).contiguous()
 
     def rows(start: int, stop: int) -> np.ndarray:
         return stored[start:stop].view(torch.uint8).numpy().view(numpy_dtype(dtype))

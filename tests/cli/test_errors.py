@@ -39,7 +39,7 @@ def assert_one_line(result: Result, said: str, code: int = 2) -> None:
     (["heal", "{convert}", "{out}"], "no memory layers"),
     (["heal", "{upcycle}", "{out}", "--text", "{file}", "--length", "16"], "too few"),
     (["heal", "{upcycle}", "{out}", "--steps", "0"], "--steps"),
-    (["heal", "{upcycle}", "{out}", "--train", "dense"], "'dense' is not one of 'memory', 'keys'"),
+    (["heal", "{upcycle}", "{out}", "--train", "dense"], "'dense' is not one of 'memory', 'keys', 'values', 'all'"),
     (["fold", "{convert}", "{out}"], "no memory layers"),
     (["fold", "{upcycle}", "{out}", "--mode", "shrink"], "'shrink' is not"),
     (["export", "{source}", "{out}"], "not a canonical checkpoint"),

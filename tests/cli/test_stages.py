@@ -86,6 +86,25 @@ def test_a_resumed_training_says_so(
     assert "resumed at step" not in um(*command).stdout
 
 
+def test_healing_prints_its_curve(um: Invoke, chain: Chain, text: Path, tmp_path: Path) -> None:
+    options = [
+        "--distill",
+        chain.paths["source"],
+        "--retain",
+        text,
+        "--eval-every",
+        1,
+        "--plot",
+        tmp_path / "curve.png",
+    ]
+    result = um("heal", chain.paths["upcycle"], tmp_path / "out", "--text", text, *TRAINING, *options)
+    assert result.exit_code == 0, result.output
+    table = [line.split() for line in result.stdout.splitlines()[3:-1]]
+    assert table[0] == ["step", "tokens", "perplexity", "retained"]
+    assert [row[0] for row in table[1:]] == ["0", "1", "2", "3"]
+    assert (tmp_path / "curve.png").is_file()
+
+
 def test_the_next_command_runs_as_printed(um: Invoke, chain: Chain, tmp_path: Path) -> None:
     first = um("convert", chain.paths["source"], tmp_path / "a model")
     command = first.stdout.splitlines()[-1].removeprefix("next: ultramem-deploy ")

@@ -175,6 +175,16 @@ BAD = {
     "warmup": -1,
     "seed": -1,
     "train": "everything",
+    "accumulate": 0,
+    "value_schedule": "v3",
+    "loss": "mse",
+    "regression": 1.5,
+    "retain_batch": 0,
+    "retain_weight": 0.0,
+    "autocast": "fp8",
+    "device": "tpu",
+    "eval_every": 0,
+    "patience": -1,
 }
 
 
@@ -231,10 +241,10 @@ def test_divergence_in_the_last_step_is_an_error(written: Written, text: Path, t
 
 def test_a_core_that_is_not_finite_is_divergence(source: Path) -> None:
     model = load(source)
-    core = model.memory_layers[0].core
+    core = model.memory_layers[0].core.requires_grad_()
     core.data = torch.full_like(core, torch.nan)
     with pytest.raises(CheckFailed, match="a core is not finite: lower --lr"):
-        train.update_rank_one(model)
+        train.follow_cores(model)
 
 
 def test_logits_that_are_all_zero_are_an_error(source: Path, text: Path, tmp_path: Path) -> None:

@@ -175,3 +175,21 @@ def test_recipes_compute_what_the_verbs_compute(recipe: Path, tmp_path: Path) ->
     um.fold(tmp_path / "keys", tmp_path / "expanded", mode="expand", dtype="float32")
     ids = torch.arange(20).view(2, 10)
     assert torch.equal(um.load(Path(result["output"]))(ids), um.load(tmp_path / "expanded")(ids))
+
+
+def test_healing_may_learn_from_an_earlier_stage(tmp_path: Path, text: Path) -> None:
+    """`distill` names a stage, the source, or a path: all three are the same model here."""
+    model = builders.write_checkpoint(tmp_path / "model", builders.PLAIN, tokenizer=True)
+    stages = [
+        "convert",
+        {"upcycle": {"method": "neurons", "active": 0.25, "text": str(text), **FITTING}},
+        {"heal": {"text": str(text), "distill": "convert", **TRAINING}},
+    ]
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(json.dumps({"description": "A test's.", "stages": stages}))
+    receipts = [
+        um.run(mine, model, tmp_path / f"out-{index}", settings={"heal.distill": source})["stages"][-1]["receipt"]
+        for index, source in enumerate(("convert", "source", str(model)))
+    ]
+    assert receipts[0] == receipts[1] == receipts[2]
+    assert receipts[0]["losses"] and receipts[0]["regression_steps"] == 0, "a quarter of two steps rounds to none"

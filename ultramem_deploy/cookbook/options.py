@@ -100,7 +100,7 @@ UPCYCLE: Mapping[str, type[StageOptions]] = {
 STAGES: Mapping[str, type[StageOptions]] = {
     "convert": ConvertOptions,
     "upcycle": UPCYCLE["identity"],
-    "heal": _from_dataclass("HealStage", HealOptions, text=_TEXT),
+    "heal": _from_dataclass("HealStage", HealOptions, text=_TEXT, distill=_TEXT, retain=_TEXT, plot=_TEXT),
     "fold": FoldOptions,
     "quantize": QuantizeOptions,
     "export": ExportOptions,

@@ -89,8 +89,11 @@ class _Kitchen:
         function: Callable[..., dict[str, Any]] = getattr(pipeline, step.stage)
         takes = signature(function).parameters
         machine = {name: value for name, value in self.machine.items() if name in takes}
+        options = step.options.given()
+        if options.get("distill") in self.made:
+            options["distill"] = self.made[options["distill"]]
         output = self.out / step.name
-        receipt = function(self.line[-1], output, progress=progress, **machine, **step.options.given())
+        receipt = function(self.line[-1], output, progress=progress, **machine, **options)
         self.made[step.name] = output
         self.line.append(output)
         return output, receipt

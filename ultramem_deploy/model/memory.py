@@ -105,8 +105,23 @@ class MemoryLayer(nn.Module):
         """hidden [T, d] -> [T, d]; runs over tokens in chunks so that no intermediate exceeds about 64 MiB."""
         # Folded keys are float32 whatever the weights are.
         hidden = hidden.to(self.col_keys.dtype if self.spec.reads_hidden else self.query.weight.dtype)
-        parts = [self._forward_chunk(part, table) for part in torch.split(hidden, self.chunk_tokens)]
+        # A selection hangs on the last bits of its scores: whoever trains in mixed precision gets them whole.
+        with torch.autocast(hidden.device.type, enabled=False):
+            parts = [self._forward_chunk(part, table) for part in torch.split(hidden, self.chunk_tokens)]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    @torch.no_grad()
+    def follow_core(self) -> None:
+        """Set u, v to the rank-1 approximation of the summed core, each signed like the last one (spec §2).
+
+        Training calls it after every change of a core; a core must be finite.
+        """
+        left, _, right = torch.linalg.svd(self.core.float().sum(0))
+        u, v = left[..., 0], right[..., 0, :]
+        kept = (u * self.u).sum(-1, keepdim=True) + (v * self.v).sum(-1, keepdim=True)
+        sign = torch.where(kept < 0, -1.0, 1.0)
+        self.u.copy_(u * sign)
+        self.v.copy_(v * sign)
 
     @property
     def chunk_tokens(self) -> int:

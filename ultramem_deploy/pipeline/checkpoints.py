@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -98,19 +100,47 @@ def heal(
     out: str | Path,
     *,
     text: str | Path | None = None,
+    distill: str | Path | None = None,
+    retain: str | Path | None = None,
+    plot: str | Path | None = None,
     overwrite: bool = False,
     copy: bool = False,
     progress: Progress | None = None,
     **training: Any,
 ) -> dict[str, Any]:
-    """Train the memory layers on text; `training` are the fields of `HealOptions`."""
+    """Train the memory layers on text; `training` are the fields of `HealOptions`.
+
+    `distill` is the model to learn from, in any form that `convert` reads; see `converters.heal.stage`.
+    """
     from ..converters.heal.options import HealOptions
     from ..converters.heal.stage import heal_checkpoint
 
     options = as_options(HealOptions, training)
-    return heal_checkpoint(
-        Path(src), Path(out), text=as_path(text), options=options, overwrite=overwrite, copy=copy, progress=progress
-    )
+    with _canonical(as_path(distill), Path(out)) as source:
+        return heal_checkpoint(
+            Path(src), Path(out), text=as_path(text), distil=source, retain=as_path(retain), picture=as_path(plot),
+            options=options, overwrite=overwrite, copy=copy, progress=progress,
+        )  # fmt: skip
+
+
+@contextmanager
+def _canonical(model: Path | None, beside: Path) -> Iterator[Path | None]:
+    """`model` as a canonical checkpoint: itself, or converted into a folder that lasts as long as the context."""
+    from ..spec import MODEL_TYPE, read_json
+
+    if model is None:
+        yield None
+        return
+    config = model / "config.json"
+    if config.is_file() and read_json(config).get("model_type") == MODEL_TYPE:
+        yield model
+        return
+    parent = beside.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{beside.name}-", dir=parent) as folder:
+        target = Path(folder) / model.name
+        convert(model, target)
+        yield target
 
 
 def fold(
@@ -185,12 +215,16 @@ def diff(
     *,
     out: str | Path | None = None,
     overwrite: bool = False,
+    memory_budget: Budget = DEFAULT_BUDGET,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """What changed between two canonical checkpoints; see `converters.delta.stage.diff_checkpoints`."""
     from ..converters.delta.stage import diff_checkpoints
 
-    return diff_checkpoints(Path(base), Path(changed), as_path(out), overwrite=overwrite, progress=progress)
+    budget = as_budget(memory_budget)
+    return diff_checkpoints(
+        Path(base), Path(changed), as_path(out), overwrite=overwrite, memory_budget=budget, progress=progress
+    )
 
 
 def patch(
@@ -201,11 +235,19 @@ def patch(
     overwrite: bool = False,
     copy: bool = False,
     jobs: int | None = None,
+    memory_budget: Budget = DEFAULT_BUDGET,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Apply a delta to the checkpoint it was made from; see `converters.delta.stage.patch_checkpoint`."""
     from ..converters.delta.stage import patch_checkpoint
 
     return patch_checkpoint(
-        Path(base), Path(delta), Path(out), overwrite=overwrite, copy=copy, jobs=jobs, progress=progress
+        Path(base),
+        Path(delta),
+        Path(out),
+        overwrite=overwrite,
+        copy=copy,
+        jobs=jobs,
+        memory_budget=as_budget(memory_budget),
+        progress=progress,
     )
