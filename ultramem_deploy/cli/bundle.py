@@ -39,6 +39,8 @@ def command(
 ) -> None:
     """Bundle the exported model SRC into OUT: manifest, graph, tables, tokenizer, configuration for ONNX Runtime GenAI.
 
+    For --runtime tensorrt SRC is an engine, NAME.engine.
+
     The C++ library, ONNX Runtime GenAI and this tool all run the same directory, wherever it is moved.
     """
     if checked is not None:

@@ -82,7 +82,7 @@ def bundle(
     copy: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Exported model -> bundle for C++ programs and ONNX Runtime GenAI; see `converters.bundle.make_bundle`."""
+    """Exported model (or an engine) -> bundle for programs in C++ and others; see `converters.bundle.make_bundle`."""
     from ..converters.bundle import make_bundle
 
     return make_bundle(
