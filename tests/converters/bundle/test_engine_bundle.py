@@ -11,6 +11,7 @@ import pytest
 
 from tests import builders
 from ultramem_deploy import pipeline
+from ultramem_deploy.bundle_diagnosis import examine
 from ultramem_deploy.checkpoint import Checkpoint
 from ultramem_deploy.converters.bundle import check_bundle, make_bundle
 from ultramem_deploy.errors import CheckFailed, InputError
@@ -121,3 +122,18 @@ def test_refusals(engine: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="its manifest says"):
         make_bundle(copied, tmp_path / "out", runtime="tensorrt")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(cuda_driver.find_gpu() is not None, reason="this machine has a GPU")
+def test_doctor_tells_what_is_missing(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failed() -> dict[str, str]:
+        return {check.name: check.found for check in examine(bundle) if check.required and not check.ok}
+
+    assert list(failed()) == ["engine"] and "no NVIDIA GPU or driver on this machine" in failed()["engine"]
+    document = manifest(bundle)
+    document["graph"]["uses_operators"] = True
+    (bundle / "manifest.json").write_text(json.dumps(document))
+    monkeypatch.setenv("ULTRAMEM_TENSORRT_LIBRARY", str(bundle / "config.json"))
+    assert "is not an UltraMem library" in failed()["engine's plugin"]
+    (bundle / "model.engine").unlink()
+    assert failed() == {"files": "model.engine is missing"}
