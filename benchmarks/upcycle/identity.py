@@ -49,7 +49,7 @@ CLASSES: dict[str, dict[str, int]] = {
 }  # fmt: skip
 MEMORY = {"knum": 16, "key_width": 16, "value_width": 16, "top_m": 4}
 TRAINING = {"length": 256, "batch": 4, "retain_batch": 1}
-STEPS, QUICK_STEPS = 200, 24
+STEPS, QUICK_STEPS = 120, 24
 
 
 def main() -> None:
