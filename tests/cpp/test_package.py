@@ -37,7 +37,8 @@ def test_the_commands_of_the_page(cpp: Path, bundled: Bundled, tmp_path: Path) -
     page = (ROOT / "docs/cpp.md").read_text(encoding="utf-8")
     block = re.search(r"^```\n(.*?)^```", page, re.M | re.S)
     assert block is not None
-    made, library, activated, *commands = block[1].splitlines()
+    # The tiny model knows lower-case letters alone.
+    made, library, activated, *commands = block[1].replace("The with statement", "the memory").splitlines()
     assert (made, library, activated) == ("make demo", "make cpp", ". .venv/bin/activate")
     for there, link in ((bundled("v1").with_name("onnx"), "demo/out/onnx"), (cpp, "build/cpp")):
         (tmp_path / link).parent.mkdir(parents=True)
