@@ -2,11 +2,11 @@
 
     make cpp && python benchmarks/cpp/table.py [--quick] [--directory DIR] [--prefix build/cpp] [--json]
 
-The model is random (four blocks, one memory layer, rows of 2 KiB); every page of its table has bytes of its own and none
-is in the page cache when a program starts. Each figure is of a fresh process, with the table mapped and with a resident
-copy (docs/kernels.md). Targets, mapped: the first token within 1 s of the program's start; file pages grow by no more
-than what the kernel maps around a row that is touched. Resident: eight sessions hold the table once. Needs 11 GB of
-disk, --quick 3 GB.
+The model is random (four blocks, one memory layer, rows of 2 KiB); every page of its table has bytes of its own and
+none is in the page cache when a program starts. Each figure is of a fresh process, with the table mapped and with a
+resident copy (docs/kernels.md). Targets, mapped: the first token within 1 s of the program's start; file pages grow
+by no more than what the kernel maps around a row that is touched. Resident: eight sessions hold the table once. Needs
+11 GB of disk, --quick 3 GB.
 """
 
 from __future__ import annotations
