@@ -22,7 +22,10 @@ P, L, E = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 class Table(ctypes.Structure):
     """UltramemTable."""
 
-    _fields_ = (("data", P), ("type", E), ("rows", L), ("width", L), ("row_stride", L), ("scales", P))
+    _fields_ = (
+        *(("data", P), ("type", E), ("rows", L), ("width", L), ("row_stride", L), ("scales", P)),
+        ("read_ahead", ctypes.c_int32),  # 0: the CPU kernels alone read from disks
+    )
 
 
 class Lookup(ctypes.Structure):

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .converters.importers import ImportPlan, Source, choose_importer, open_source
+from .converters.importers import ImportPlan, Source, open_source, plan_source
 from .defaults import BATCHES, DEFAULT_BUDGET
 from .errors import InputError
 from .planning.choice import Choice, Room, choose_folds, folds_of, layer_report
@@ -36,7 +36,7 @@ def forecast(
     if not batches or min(batches) < 1:
         raise InputError(f"--batch: expected positive numbers, found {', '.join(map(str, batches)) or 'none'}")
     source = open_source(path)
-    plan = choose_importer(source).plan(source)
+    plan = plan_source(source)
     tensors = stored_tensors(plan)
     free = free_disk(path.absolute().parent)
     choices = _choices(plan.spec, converted(tensors), batches, free)

@@ -10,7 +10,7 @@ from typing import Any
 
 from .checkpoint import read_provenance
 from .checkpoint.header import itemsize
-from .converters.importers import ImportPlan, Source, choose_importer, open_source
+from .converters.importers import ImportPlan, Source, open_source, plan_source
 from .errors import InputError
 from .layout import tensor_layout
 from .planning import parameter_counts
@@ -41,7 +41,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
     if (where / DELTA_NAME).is_file():
         return describe_delta(where)
     source = open_source(where)
-    plan = choose_importer(source).plan(source)
+    plan = plan_source(source)
     tensors = _stored(source, plan)
     provenance = read_provenance(where) if where.is_dir() else None
     description: dict[str, Any] = {

@@ -43,7 +43,7 @@ def profile(
     Returns the report (see `report`) and int64 [virtual slots] of each memory layer. Raises InputError for a model
     without memory layers or tokenizer, and for a text of fewer than two tokens.
     """
-    runner = open_runner(model, runtime)
+    runner = open_runner(model, runtime, tables="mapped")
     spec = runner.spec
     if spec is None or not spec.memory:
         raise InputError(f"profile: {model.name} has no memory layers, so no slots to count")

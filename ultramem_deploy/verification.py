@@ -63,8 +63,10 @@ def compare(
     """
     if tokens < 2:
         raise InputError(f"--tokens: at least 2 are needed to predict one from another, found {tokens}")
-    left = open_runner(reference, "ort-bodies" if (reference / "model.onnx").is_file() else None, dtype="float32")
-    right = open_runner(candidate, runtime, dtype="float32")
+    bodies = "ort-bodies" if (reference / "model.onnx").is_file() else None
+    # Too few tokens to pay for a copy of a table.
+    left = open_runner(reference, bodies, dtype="float32", tables="mapped")
+    right = open_runner(candidate, runtime, dtype="float32", tables="mapped")
     if left.vocab_size != right.vocab_size:
         raise InputError(
             f"verify: {reference.name} has {left.vocab_size} logits a token, {candidate.name} {right.vocab_size}: "

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from ultramem_deploy.checkpoint import Checkpoint, TensorInfo
+from ultramem_deploy.checkpoint import Checkpoint, TensorInfo, TensorTask
+from ultramem_deploy.checkpoint.budget import chunks_in_flight
 from ultramem_deploy.checkpoint.header import itemsize
 from ultramem_deploy.checkpoint.writer import chunk_grid
 
@@ -31,17 +32,27 @@ class Change:
     base_sha256: str | None
 
 
-def compare_checkpoints(base: Checkpoint, other: Checkpoint, progress: Progress | None = None) -> list[Change]:
+def comparisons_within(base: Checkpoint, memory_budget: int | None) -> int:
+    """Chunks of both checkpoints that `memory_budget` bytes have room for, at most 2; InputError where none fits."""
+    tasks = [TensorTask.copy(base, name) for name in base.tensors]
+    # Beside one side's chunk: the other's, and a byte of the comparison for each of theirs.
+    pairs = [replace(task, scratch=2 * task.chunk_nbytes) for task in tasks]
+    return min(2, chunks_in_flight(pairs, 2, memory_budget))
+
+
+def compare_checkpoints(
+    base: Checkpoint, other: Checkpoint, jobs: int = 2, progress: Progress | None = None
+) -> list[Change]:
     """The changes from `base` to `other`, by name. kind: "rows", "replaced" (shape or dtype), "added" or "removed".
 
-    Values are compared as bytes: 0.0 and -0.0 differ, two equal NaNs do not.
+    `jobs` chunks are compared at a time. Values are compared as bytes: 0.0 and -0.0 differ, two equal NaNs do not.
     """
     names = sorted({*base.tensors, *other.tensors})
     total = sum(info.nbytes for info in base.tensors.values())
     done, changes = 0, []
     for name in names:
         before, after = base.tensors.get(name), other.tensors.get(name)
-        change = _change(name, base, other, before, after)
+        change = _change(name, base, other, before, after, jobs)
         if change is not None:
             changes.append(change)
         done += before.nbytes if before else 0
@@ -51,7 +62,7 @@ def compare_checkpoints(base: Checkpoint, other: Checkpoint, progress: Progress 
 
 
 def _change(
-    name: str, base: Checkpoint, other: Checkpoint, before: TensorInfo | None, after: TensorInfo | None
+    name: str, base: Checkpoint, other: Checkpoint, before: TensorInfo | None, after: TensorInfo | None, jobs: int
 ) -> Change | None:
     if before is None or after is None:
         kind, info = ("added", after) if before is None else ("removed", before)
@@ -60,7 +71,7 @@ def _change(
         return Change(name, "replaced", None, _rows(after), tensor_sha256(base, name))
     if _same_bytes(before, after):
         return None
-    rows = _different_rows(base, other, before)
+    rows = _different_rows(base, other, before, jobs)
     return Change(name, "rows", rows, _rows(after), tensor_sha256(base, name)) if len(rows) else None
 
 
@@ -73,12 +84,14 @@ def _same_bytes(before: TensorInfo, after: TensorInfo) -> bool:
     return before.offset == after.offset and before.file.samefile(after.file)
 
 
-def _different_rows(base: Checkpoint, other: Checkpoint, info: TensorInfo) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _different_rows(
+    base: Checkpoint, other: Checkpoint, info: TensorInfo, jobs: int
+) -> np.ndarray[Any, np.dtype[np.int64]]:
     def compare(span: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.int64]]:
         one, two = (_bytes(side.read_rows(info.name, *span)) for side in (base, other))
         return np.flatnonzero((one != two).any(axis=1)).astype(np.int64) + span[0]
 
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(jobs) as pool:
         found = list(pool.map(compare, chunk_grid(info.shape, itemsize(info.dtype))))
     return np.concatenate(found) if found else np.empty(0, np.int64)
 

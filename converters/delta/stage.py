@@ -8,35 +8,45 @@ from typing import Any
 import numpy as np
 
 from ultramem_deploy.checkpoint import Checkpoint, Stage, TensorTask, source_record
+from ultramem_deploy.checkpoint.budget import chunks_in_flight
 from ultramem_deploy.checkpoint.carry import carry
 from ultramem_deploy.checkpoint.companions import companion_files
-from ultramem_deploy.checkpoint.header import shown
+from ultramem_deploy.checkpoint.header import itemsize, shown
+from ultramem_deploy.checkpoint.writer import chunk_elements
+from ultramem_deploy.defaults import DEFAULT_BUDGET
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.spec import ModelSpec, read_json
 
-from .compare import Change, Progress, compare_checkpoints, tensor_sha256
+from .compare import Change, Progress, compare_checkpoints, comparisons_within, tensor_sha256
 
 DESCRIPTION = "delta.json"
 FORMAT = 1
 
 
 def diff_checkpoints(
-    base: Path, changed: Path, out: Path | None = None, *, overwrite: bool = False, progress: Progress | None = None
+    base: Path,
+    changed: Path,
+    out: Path | None = None,
+    *,
+    overwrite: bool = False,
+    memory_budget: int | None = DEFAULT_BUDGET,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """What changed from canonical checkpoint `base` to `changed`; with `out` also written as a delta for `patch`.
 
-    Returns identical, config_changed and tensors: {name: {kind, rows, total_rows}}, and the delta's bytes.
+    Returns identical, config_changed and tensors: {name: {kind, rows, total_rows}}, and the delta's bytes. The numbers
+    of the changed rows, 8 bytes each, are held beside `memory_budget`. Raises InputError, also for too small a budget.
     """
     specs = [ModelSpec.load(path) for path in (base, changed)]
     one, two = Checkpoint.open(base), Checkpoint.open(changed)
-    changes = compare_checkpoints(one, two, progress)
+    changes = compare_checkpoints(one, two, comparisons_within(one, memory_budget), progress)
     summary: dict[str, Any] = {
         "identical": not changes and specs[0] == specs[1],
         "config_changed": specs[0] != specs[1],
         "tensors": {c.name: _described(c) for c in changes},
     }
     if out is not None:
-        summary |= _write_delta(base, changed, out, changes, two, overwrite)
+        summary |= _write_delta(base, changed, out, changes, two, overwrite, memory_budget)
     return summary
 
 
@@ -46,12 +56,18 @@ def _described(change: Change) -> dict[str, Any]:
 
 
 def _write_delta(
-    base: Path, changed: Path, out: Path, changes: list[Change], source: Checkpoint, overwrite: bool
+    base: Path,
+    changed: Path,
+    out: Path,
+    changes: list[Change],
+    source: Checkpoint,
+    overwrite: bool,
+    memory_budget: int | None,
 ) -> dict[str, Any]:
     tasks = [task for change in changes for task in _delta_tasks(change, source)]
     entries = {c.name: _described(c) | {"base_sha256": c.base_sha256} for c in changes}
     records = [source_record(path, edited=True) for path in (base, changed)]
-    with Stage(out, "diff", records, {}, overwrite=overwrite) as stage:
+    with Stage(out, "diff", records, {}, overwrite=overwrite, memory_budget=memory_budget) as stage:
         if not stage.up_to_date:
             if tasks:
                 stage.write_tensors("delta", tasks)
@@ -69,8 +85,7 @@ def _delta_tasks(change: Change, source: Checkpoint) -> list[TensorTask]:
     info, rows = source.info(change.name), change.rows
 
     def picked(start: int, stop: int) -> np.ndarray[Any, Any]:
-        array = source.array(change.name)
-        return np.ascontiguousarray((array if info.shape else array.reshape(1))[rows[start:stop]])
+        return source.gather(change.name, rows[start:stop]) if info.shape else source.read_rows(change.name, 0, 1)
 
     shape = (len(rows), *info.shape[1:])
     return [
@@ -87,25 +102,38 @@ def patch_checkpoint(
     overwrite: bool = False,
     copy: bool = False,
     jobs: int | None = None,
+    memory_budget: int | None = DEFAULT_BUDGET,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Apply a delta to the checkpoint it was made from: `out` equals the changed checkpoint, tensor for tensor.
 
-    Shards that hold no changed tensor are linked. Raises InputError where `delta` is none, or belongs to another base.
+    Shards that hold no changed tensor are linked. Raises InputError where `delta` is none, belongs to another base, or
+    the budget has no room for a chunk.
     """
     description = read_delta(delta)
     source = Checkpoint.open(base)
     entries: dict[str, dict[str, Any]] = description["tensors"]
     spec = ModelSpec.from_config(description["config"], f"{delta.name}/{DESCRIPTION}")
     _check_base(base, source, entries)
-    records = [source_record(base), source_record(delta)]
-    with Stage(out, "patch", records, {}, overwrite=overwrite, copy=copy, jobs=jobs, progress=progress) as stage:
+    kept = {name: entry for name, entry in entries.items() if entry["kind"] != "removed"}
+    values = Checkpoint.open(delta) if kept else source
+    tasks = [_patched(name, entry, source, values) for name, entry in kept.items()]
+    chunks_in_flight(tasks, 1, memory_budget)
+    with Stage(
+        out,
+        "patch",
+        [source_record(base), source_record(delta)],
+        {},
+        overwrite=overwrite,
+        copy=copy,
+        jobs=jobs,
+        memory_budget=memory_budget,
+        progress=progress,
+    ) as stage:
         if not stage.up_to_date:
             carry(stage, source, [name for name in source.tensors if name not in entries])
-            kept = {name: entry for name, entry in entries.items() if entry["kind"] != "removed"}
-            if kept:
-                values = Checkpoint.open(delta)
-                stage.write_tensors("patched", [_patched(n, e, source, values) for n, e in kept.items()])
+            if tasks:
+                stage.write_tensors("patched", tasks)
             stage.write_json("config.json", spec.to_config())
             for file in companion_files(base):
                 stage.link_file(file)
@@ -144,10 +172,10 @@ def _patched(name: str, entry: dict[str, Any], source: Checkpoint, delta: Checkp
     if entry["kind"] != "rows":
         return TensorTask.copy(delta, name)
     info = source.info(name)
-    rows, values = np.asarray(delta.array(f"{name}:rows")), delta.array(f"{name}:values")
+    rows, values = np.asarray(delta.array(f"{name}:rows")), delta.info(f"{name}:values")
     limit = info.shape[0] if info.shape else 1
     ordered = rows.ndim == 1 and bool((np.diff(rows) > 0).all()) and (not len(rows) or 0 <= rows[0] <= rows[-1] < limit)
-    if not ordered or values.shape != (len(rows), *info.shape[1:]) or delta.info(f"{name}:values").dtype != info.dtype:
+    if not ordered or values.shape != (len(rows), *info.shape[1:]) or values.dtype != info.dtype:
         raise InputError(
             f"{delta.path}: tensor {shown(name)}: rows and values do not fit the base's {list(info.shape)}"
         )
@@ -155,7 +183,10 @@ def _patched(name: str, entry: dict[str, Any], source: Checkpoint, delta: Checkp
     def merged(start: int, stop: int) -> np.ndarray[Any, Any]:
         out = source.read_rows(name, start, stop)
         first, last = np.searchsorted(rows, (start, stop))
-        out[rows[first:last] - start] = values[first:last]
+        out[rows[first:last] - start] = delta.read_rows(f"{name}:values", int(first), int(last))
         return out
 
-    return TensorTask(name, info.dtype, info.shape, merged)
+    # At most every row of a chunk is another.
+    return TensorTask(
+        name, info.dtype, info.shape, merged, chunk_elements(info.shape, info.dtype) * itemsize(info.dtype)
+    )

@@ -9,7 +9,7 @@ from typing import Any
 
 from ultramem_deploy.errors import ConfigError
 from ultramem_deploy.official.description import decoder_spec, memory_spec, table_name
-from ultramem_deploy.official.model import KINDS, Official
+from ultramem_deploy.official.model import CORES, KINDS, Official
 from ultramem_deploy.official.placement import FULL, NO_MEMORY, Placement, parse_paths
 from ultramem_deploy.spec import MemoryLayerSpec, ModelSpec, NormSpec
 
@@ -118,6 +118,8 @@ def _memory_fields(spec: ModelSpec, first: MemoryLayerSpec) -> dict[str, Any]:
         "query_a_rank": v2,
         "glu_act": first.gate_activation == "gelu",
         "placements": _placements(spec),
+        # Only vertical parallel takes a value for padding, and CORES ranks are the fewest that it runs on.
+        **({"vertical": True, "group": CORES} if v2 and first.empty_slot is not None else {}),
     }
 
 
@@ -185,7 +187,7 @@ def _memory_config(spec: ModelSpec, model: Official) -> dict[str, Any]:
         "mem_key_expand_time": model.key_expand,
         "mem_knn": model.knn,
         "mem_knum": model.knum,
-        "mem_parallel_size": 1,
+        "mem_parallel_size": model.group,
         "mem_pre_vdim": model.pre_vdim,
         "mem_q_for_each_tucker_rank": model.query_a_rank,
         "mem_share_ratio": model.share_ratio,
@@ -193,7 +195,7 @@ def _memory_config(spec: ModelSpec, model: Official) -> dict[str, Any]:
         "mem_use_glu_act": model.glu_act,
         "mem_value_expand_time": model.value_expand,
         "mem_vdim": model.vdim,
-        "vertical_parallel": False,
+        "vertical_parallel": model.vertical,
     }
 
 

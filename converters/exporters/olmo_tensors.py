@@ -17,6 +17,7 @@ from ultramem_deploy.spec import ModelSpec
 
 Array = np.ndarray[Any, Any]
 PREFIX = "transformer."
+WEIGHTS_NAME = "model.pt"
 _FUSED = {
     "att_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "ff_proj": ("mlp.up_proj", "mlp.gate_proj"),
@@ -45,6 +46,13 @@ class OfficialTensors:
             "attn_out": "self_attn.o_proj",
             "ff_out": "mlp.down_proj",
         }
+
+    def files(self) -> dict[str, list[TensorTask]]:
+        """The tasks of each file: model.pt, or rank_{r}/model.pt with the rank's columns of the tables."""
+        tasks, group = self.tasks(), self.model.group
+        if group == 1:
+            return {WEIGHTS_NAME: tasks}
+        return {f"rank_{rank}/{WEIGHTS_NAME}": [_shard(task, rank, group) for task in tasks] for rank in range(group)}
 
     def tasks(self) -> list[TensorTask]:
         """One task a tensor, in the order of the layout. InputError where a tensor has no place in it."""
@@ -165,6 +173,15 @@ class OfficialTensors:
         kind = dtype or self.source.info("model.embed_tokens.weight").dtype
         made = numpy_dtype(kind)
         return TensorTask("constant", kind, shape, lambda a, b: np.full((b - a, *shape[1:]), value, made))
+
+
+def _shard(task: TensorTask, rank: int, group: int) -> TensorTask:
+    """What one rank of vertical parallel holds of a tensor: its columns of a table, all of anything else."""
+    if task.name.removeprefix(PREFIX) not in (TABLE, PRE_TABLE):
+        return task
+    width = task.shape[1] // group
+    columns = slice(rank * width, (rank + 1) * width)
+    return TensorTask(task.name, task.dtype, (task.shape[0], width), lambda a, b: task.rows(a, b)[:, columns])
 
 
 def _all(task: TensorTask) -> Array:

@@ -16,7 +16,6 @@ from .olmo_tensors import OfficialTensors
 from .torch_file import write_torch_file
 
 FAMILY = "olmo-ultramem"
-WEIGHTS_NAME = "model.pt"
 
 Progress = Callable[[int, int, str], None]
 
@@ -32,20 +31,25 @@ def export_olmo_ultramem(
 ) -> dict[str, Any]:
     """Canonical checkpoint -> `out` with config.yaml and model.pt, which the official code and our importer read.
 
+    A model trained with vertical parallel in which a value counts as padding is written as ranks, rank_{r}/model.pt.
     Returns family, tensors, bytes, warnings and up_to_date. Raises ConfigError, which lists everything, for a model
     that the layout cannot hold, folded ones among them, and InputError as `Stage` does.
     """
     spec, source = ModelSpec.load(src), Checkpoint.open(src)
     model = official_model(spec, f"{src}/config.json")
     tensors = OfficialTensors(spec, model, source)
-    tasks = tensors.tasks()
+    files = tensors.files()
     warnings = tensors.warnings + _token_warnings(spec)
-    total = sum(task.nbytes for task in tasks)
-    summary = {"family": FAMILY, "tensors": len(tasks), "bytes": total, "warnings": warnings}
+    total = sum(task.nbytes for tasks in files.values() for task in tasks)
+    count = max(len(tasks) for tasks in files.values())
+    summary = {"family": FAMILY, "tensors": count, "bytes": total, "warnings": warnings}
     with Stage(out, "export-olmo-ultramem", source_record(src, jobs), {}, overwrite=overwrite, copy=copy) as stage:
         if not stage.up_to_date:
             stage.write_text("config.yaml", _yaml({"model": official_config(spec, model)}))
-            write_torch_file(stage.workdir / WEIGHTS_NAME, tasks, _counter(total, progress))
+            on_bytes = _counter(total, progress)
+            for name, tasks in files.items():
+                (stage.workdir / name).parent.mkdir(exist_ok=True)
+                write_torch_file(stage.workdir / name, tasks, on_bytes)
             for file in companion_files(src):
                 stage.link_file(file)
             stage.receipt = dict(summary)
@@ -60,7 +64,7 @@ def _counter(total: int, progress: Progress | None) -> Callable[[int], None] | N
     def on_bytes(count: int) -> None:
         nonlocal done
         done += count
-        progress(done, total, WEIGHTS_NAME)
+        progress(done, total, FAMILY)
 
     return on_bytes
 

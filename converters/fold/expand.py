@@ -12,7 +12,7 @@ import numpy as np
 
 from ultramem_deploy.checkpoint import Checkpoint, TensorTask, numpy_dtype
 from ultramem_deploy.checkpoint.cast import cast
-from ultramem_deploy.planning.scratch import TILE, expand_scratch, gather_scratch
+from ultramem_deploy.planning.scratch import MOST_TILE, TILE, expand_scratch, gather_scratch
 from ultramem_deploy.spec import ModelSpec
 
 from .slots import Slots
@@ -48,10 +48,10 @@ class ExpandedLayer:
         order = np.argsort(row, kind="stable")  # reading in table order keeps a file's pages together
         weight = _projection(slots, self.hidden)
         out = np.empty((stop - start, slots.layer.cores, self.hidden), numpy_dtype(dtype))
-        width, products = weight.shape[2], np.empty((TILE, self.hidden), np.float64)
+        width, products = weight.shape[2], np.empty((min(MOST_TILE, stop - start), self.hidden), np.float64)
         for p in range(weight.shape[0]):
             chosen = order[block[order] == p]
-            for tile in (chosen[i : i + TILE] for i in range(0, len(chosen), TILE)):
+            for tile in np.array_split(chosen, max(1, round(len(chosen) / TILE))):
                 values = slots.source.gather(f"tables.{slots.layer.table}.values", row[tile]).astype(np.float64)
                 for core in range(slots.layer.cores):
                     product = products[: len(tile)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .base import Importer, ImportPlan, Source, SourceTensor, open_source
 from .convert import import_checkpoint
-from .registry import IMPORTERS, choose_importer, plan_import
+from .registry import IMPORTERS, choose_importer, plan_import, plan_source
 
 __all__ = [
     "IMPORTERS",
@@ -16,4 +16,5 @@ __all__ = [
     "import_checkpoint",
     "open_source",
     "plan_import",
+    "plan_source",
 ]

@@ -21,7 +21,7 @@ from ultramem_deploy.errors import InputError
 from ultramem_deploy.layout import tensor_layout
 
 from .base import ImportPlan, SourceTensor, open_source
-from .registry import choose_importer
+from .registry import plan_source
 
 DTYPES = ("keep", "float32", "bfloat16", "float16")
 _FLOATS = ("float32", "bfloat16", "float16", "float64")
@@ -53,7 +53,7 @@ def import_checkpoint(
         raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
     source = open_source(Path(src))
     check_outside(Path(out), source.path)
-    plan = choose_importer(source, family).plan(source)
+    plan = plan_source(source, family)
     layout = tensor_layout(plan.spec)
     targets = {name: layout[name].dtype or target_dtype(name, tensor, dtype) for name, tensor in plan.tensors.items()}
     warnings = plan.warnings + _dtype_warnings(set(targets.values()))

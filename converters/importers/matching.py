@@ -12,6 +12,14 @@ Shape = tuple[int, ...]
 _SHOWN = 3
 
 
+class TensorsDiffer(InputError):
+    """The tensors are not those that the configuration describes: `count` of them do not fit."""
+
+    def __init__(self, message: str, count: int) -> None:
+        self.count = count
+        super().__init__(message)
+
+
 class NameMap:
     """A declarative key map: pairs of (canonical, source) name patterns; `{i}` is a block's number, `{e}` an expert's.
 
@@ -44,7 +52,7 @@ def match_tensors(
 ) -> dict[str, str]:
     """Canonical name -> source name, for every tensor of `wanted`; shapes are compared.
 
-    `ignorable` are regular expressions of source names that may be left over. Raises one InputError that names what
+    `ignorable` are regular expressions of source names that may be left over. Raises one TensorsDiffer that names what
     is missing, misshapen or unexpected (the first few of each, and how many).
     """
     pairs = {name: names.source(name) for name in wanted}
@@ -59,7 +67,8 @@ def match_tensors(
     kinds = (("missing", missing), ("wrong shape", wrong), ("unexpected", unexpected))
     problems = [f"{len(items)} {_tensors(items)} {kind}: {_few(items)}" for kind, items in kinds if items]
     if problems:
-        raise InputError(f"{where}: does not hold the model that its configuration describes: {'; '.join(problems)}")
+        message = f"{where}: does not hold the model that its configuration describes: {'; '.join(problems)}"
+        raise TensorsDiffer(message, len(missing) + len(wrong) + len(unexpected))
     return pairs
 
 

@@ -54,7 +54,7 @@ class MetaMemoryImporter(Importer):
     config_name = PARAMS_NAME
 
     def detect(self, source: Source) -> bool:
-        return source.config_name == PARAMS_NAME and "productkey_args" in model_section(source.config)
+        return _has_memory(source) and not _plain(source)
 
     def near_miss(self, source: Source) -> str | None:
         if source.config_name != PARAMS_NAME:
@@ -70,12 +70,43 @@ class MetaMemoryImporter(Importer):
         shapes = _expected(spec, memory, tensors)
         match_tensors(str(source.path), shapes, {n: t.shape for n, t in tensors.items()}, NameMap(), _IGNORABLE)
         _check(source.path, memory, tensors)
-        spec = _with_biases(spec, memory, tensors)
+        spec = replace(_with_biases(spec, memory, tensors), source_family=self.family)
         warnings = list(weights.warnings)
         if memory.blocks:
             warnings.append(f"the memory replaces the FFN of blocks {', '.join(map(str, memory.blocks))}")
         found = _decoder(spec, memory, tensors) | _memory(spec, memory, tensors)
         return ImportPlan(self.family, spec, found, warnings, find_companions(source.directory))
+
+
+class PkmImporter(MetaMemoryImporter):
+    """As `MetaMemoryImporter`, plain product keys alone: additive scores, a softmax over the kept ones (PKM)."""
+
+    family = "pkm"
+    recognises = ("params.json with productkey_args, swilu_projection false",)
+
+    def detect(self, source: Source) -> bool:
+        return _has_memory(source) and _plain(source)
+
+    def near_miss(self, source: Source) -> str | None:
+        return None
+
+    def plan(self, source: Source) -> ImportPlan:
+        if _has_memory(source) and not _plain(source):
+            raise InputError(
+                f"{source.where}: productkey_args: {self.family} expects swilu_projection false and peer_variant false;"
+                f" convert with --from {FAMILY}"
+            )
+        return super().plan(source)
+
+
+def _has_memory(source: Source) -> bool:
+    return source.config_name == PARAMS_NAME and "productkey_args" in model_section(source.config)
+
+
+def _plain(source: Source) -> bool:
+    given = model_section(source.config).get("productkey_args")
+    switches = given if isinstance(given, dict) else {}
+    return switches.get("swilu_projection", True) is False and switches.get("peer_variant", False) is False
 
 
 def _expected(spec: ModelSpec, memory: MetaMemory, tensors: Tensors) -> dict[str, tuple[int, ...]]:

@@ -11,10 +11,11 @@ from .deepseek_v3 import DEEPSEEK_V3
 from .gemma3 import GEMMA3
 from .gguf import GGUFImporter
 from .llama import LLAMA
-from .meta_memory import MetaMemoryImporter
+from .matching import TensorsDiffer
+from .meta_memory import MetaMemoryImporter, PkmImporter
 from .mistral import MISTRAL
 from .mixtral import MIXTRAL
-from .nearest import nearest_family
+from .nearest import nearest_family, nearest_tensors
 from .olmo import OLMO
 from .olmo2 import OLMO2
 from .olmo_ultramem import OlmoUltraMemImporter
@@ -41,6 +42,7 @@ IMPORTERS: tuple[Importer, ...] = (
     DEEPSEEK_V3,
     OlmoUltraMemImporter(),
     MetaMemoryImporter(),
+    PkmImporter(),
     GGUFImporter(),
 )
 """Every importer; detectors are exclusive, so their order does not matter."""
@@ -52,8 +54,16 @@ def plan_import(path: Path, family: str | None = None) -> ImportPlan:
     `family` overrides the detection. Raises ConfigError with every problem of the configuration, InputError for an
     unknown family or architecture, or for tensors that do not fit.
     """
-    source = open_source(path)
-    return choose_importer(source, family).plan(source)
+    return plan_source(open_source(path), family)
+
+
+def plan_source(source: Source, family: str | None = None) -> ImportPlan:
+    """As `plan_import`, of a source that is open; where its tensors do not fit, the error says which family's would."""
+    importer = choose_importer(source, family)
+    try:
+        return importer.plan(source)
+    except TensorsDiffer as error:
+        raise InputError(f"{error}; {nearest_tensors(source, importer, error, IMPORTERS)}") from None
 
 
 def choose_importer(source: Source, family: str | None = None) -> Importer:

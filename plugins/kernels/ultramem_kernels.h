@@ -54,6 +54,7 @@ typedef struct UltramemTable {
   int64_t width;        // D
   int64_t row_stride;   // elements from one row to the next, >= width; even for int4
   const float* scales;  // [rows] for a quantised type, else null
+  int32_t read_ahead;   // non-zero: rows may lie on a disk, and a whole problem asks for all of its rows at once
 } UltramemTable;
 
 // output[t, p*D + d] = sum over k with addresses[t, k] / N = p of scores[t, k, d / (D/cores)] * value[address % N, d]

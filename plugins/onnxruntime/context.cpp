@@ -17,7 +17,45 @@ bool is_allowed(const Operator& op, const Port& port, ElementType type) {
   return false;
 }
 
+std::size_t element_bytes(ElementType type) {
+  switch (type) {
+    case ElementType::kInt64:
+      return 8;
+    case ElementType::kFloat32:
+      return 4;
+    case ElementType::kFloat16:
+    case ElementType::kBFloat16:
+      return 2;
+    case ElementType::kUint8:
+    case ElementType::kInt8:
+      break;
+  }
+  return 1;
+}
+
 }  // namespace
+
+Input input_of(const OrtApi* api, const OrtValue* value) {
+  OrtTensorTypeAndShapeInfo* raw = nullptr;
+  check(ort::GetTensorTypeAndShape::of(api)(value, &raw));
+  const std::unique_ptr<OrtTensorTypeAndShapeInfo, void (*)(OrtTensorTypeAndShapeInfo*)> info(
+      raw, ort::ReleaseTensorTypeAndShapeInfo::of(api));
+  std::int32_t type = 0;
+  std::size_t rank = 0;
+  check(ort::GetTensorElementType::of(api)(raw, &type));
+  check(ort::GetDimensionsCount::of(api)(raw, &rank));
+  Shape shape(rank);
+  check(ort::GetDimensions::of(api)(raw, shape.data(), rank));
+  void* data = nullptr;
+  check(ort::GetTensorMutableData::of(api)(const_cast<OrtValue*>(value), &data));
+  return {data, static_cast<ElementType>(type), shape};
+}
+
+std::size_t byte_size(const Input& input) {
+  std::size_t bytes = element_bytes(input.type);
+  for (const std::int64_t size : input.shape) bytes *= static_cast<std::size_t>(size);
+  return bytes;
+}
 
 std::vector<Input> Context::inputs() const {
   std::vector<Input> all;
@@ -42,24 +80,14 @@ Input Context::input(int index) const {
   const OrtValue* value = this->value(index);
   require(value != nullptr, op_, std::string("input ") + port.name + " is missing");
 
-  OrtTensorTypeAndShapeInfo* raw = nullptr;
-  check(ort::GetTensorTypeAndShape::of(api_)(value, &raw));
-  const std::unique_ptr<OrtTensorTypeAndShapeInfo, void (*)(OrtTensorTypeAndShapeInfo*)> info(
-      raw, ort::ReleaseTensorTypeAndShapeInfo::of(api_));
-  std::int32_t type = 0;
-  std::size_t rank = 0;
-  check(ort::GetTensorElementType::of(api_)(raw, &type));
-  check(ort::GetDimensionsCount::of(api_)(raw, &rank));
-  Shape shape(rank);
-  check(ort::GetDimensions::of(api_)(raw, shape.data(), rank));
-
-  const auto element = static_cast<ElementType>(type);
-  require(is_allowed(op_, port, element), op_,
-          std::string("input ") + port.name + " has ONNX element type " + std::to_string(type) +
-              ", which the operator does not take");
-  void* data = nullptr;
-  check(ort::GetTensorMutableData::of(api_)(const_cast<OrtValue*>(value), &data));
-  return {data, element, shape};
+  Input input = input_of(api_, value);
+  require(is_allowed(op_, port, input.type), op_,
+          std::string("input ") + port.name + " has ONNX element type " +
+              std::to_string(static_cast<std::int32_t>(input.type)) + ", which the operator does not take");
+  const UltramemPlace place = tables_.at(input.data);
+  input.data = place.data;
+  input.read_ahead = place.read_ahead != 0;
+  return input;
 }
 
 void* Context::output(int index, const Shape& shape) const {

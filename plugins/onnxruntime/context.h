@@ -8,6 +8,7 @@
 #include "../kernels/ultramem_kernels.h"
 #include "../shapes.h"
 #include "ort_abi.h"
+#include "placed_tables.h"
 
 namespace ultramem::onnxruntime {
 
@@ -25,11 +26,18 @@ struct Input {
   const void* data;
   ElementType type;
   Shape shape;
+  bool read_ahead = false;  // the data may lie on a disk
 };
+
+// A tensor of the host's.
+Input input_of(const OrtApi* api, const OrtValue* value);
+
+std::size_t byte_size(const Input& input);
 
 class Context {
  public:
-  Context(const OrtApi* api, const Operator& op, OrtKernelContext* host) : api_(api), op_(op), host_(host) {}
+  Context(const OrtApi* api, const Operator& op, const PlacedTables& tables, OrtKernelContext* host)
+      : api_(api), op_(op), tables_(tables), host_(host) {}
 
   const Operator& op() const { return op_; }
 
@@ -67,6 +75,7 @@ class Context {
 
   const OrtApi* api_;
   const Operator& op_;
+  const PlacedTables& tables_;
   OrtKernelContext* host_;
 };
 

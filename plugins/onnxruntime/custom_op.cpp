@@ -11,9 +11,12 @@ namespace {
 
 // One node of a loaded model.
 struct Node {
+  Node(const OrtApi* host, const CustomOp& op) : api(host), custom(op) {}
+
   const OrtApi* api;
   const CustomOp& custom;
   std::vector<std::int64_t> attributes;
+  PlacedTables tables;
 };
 
 const CustomOp& self(const OrtCustomOp* op) { return *static_cast<const CustomOp*>(op); }
@@ -60,19 +63,21 @@ std::int64_t read_attribute(const OrtApi* api, const Operator& op, const Attribu
 
 OrtStatus* ORT_CALL create_kernel(const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
   return guarded(api, [&] {
-    auto node = std::make_unique<Node>(Node{api, self(op), {}});
+    auto node = std::make_unique<Node>(api, self(op));
     const Operator& description = node->custom.op;
     for (int a = 0; a < description.attribute_count; ++a) {
       node->attributes.push_back(read_attribute(api, description, description.attributes[a], info));
     }
+    if (node->custom.on_cpu()) node->tables.place(api, description, info, node->custom.tables);
     *kernel = node.release();
   });
 }
 
 OrtStatus* ORT_CALL compute_kernel(void* kernel, OrtKernelContext* host) {
   const Node& node = *static_cast<const Node*>(kernel);
-  return guarded(node.api,
-                 [&] { node.custom.compute(Context(node.api, node.custom.op, host), node.attributes.data()); });
+  return guarded(node.api, [&] {
+    node.custom.compute(Context(node.api, node.custom.op, node.tables, host), node.attributes.data());
+  });
 }
 
 void ORT_CALL destroy_kernel(void* kernel) { delete static_cast<Node*>(kernel); }
@@ -88,12 +93,13 @@ bool advance(const Operator& op, std::vector<int>& choice) {
 
 }  // namespace
 
-CustomOp::CustomOp(const Registered& registered, std::vector<ElementType> chosen)
+CustomOp::CustomOp(const Registered& registered, std::vector<ElementType> chosen, UltramemTables places)
     : OrtCustomOp{},
       op(registered.op),
       types(std::move(chosen)),
       compute(registered.compute),
-      provider(registered.provider) {
+      provider(registered.provider),
+      tables(places) {
   version = ort::kApiVersion;
   GetName = [](const OrtCustomOp* op) { return self(op).op.name; };
   GetExecutionProviderType = [](const OrtCustomOp* op) { return self(op).provider; };
@@ -117,6 +123,8 @@ CustomOp::CustomOp(const Registered& registered, std::vector<ElementType> chosen
   GetEndVersion = [](const OrtCustomOp*) { return INT_MAX; };
 }
 
+bool CustomOp::on_cpu() const { return std::strcmp(provider, "CPUExecutionProvider") == 0; }
+
 std::int32_t CustomOp::type_of(const Port& port) const {
   for (std::size_t v = 0; v < types.size(); ++v) {
     if (std::strcmp(op.types[v].name, port.type) == 0) return static_cast<std::int32_t>(types[v]);
@@ -124,14 +132,14 @@ std::int32_t CustomOp::type_of(const Port& port) const {
   return 0;  // ONNX's UNDEFINED
 }
 
-std::vector<std::unique_ptr<CustomOp>> combinations(const Registered& registered) {
+std::vector<std::unique_ptr<CustomOp>> combinations(const Registered& registered, UltramemTables tables) {
   const Operator& op = registered.op;
   std::vector<std::unique_ptr<CustomOp>> all;
   std::vector<int> choice(static_cast<std::size_t>(op.type_count), 0);
   do {
     std::vector<ElementType> types;
     for (std::size_t v = 0; v < choice.size(); ++v) types.push_back(op.types[v].allowed[choice[v]]);
-    all.push_back(std::make_unique<CustomOp>(registered, types));
+    all.push_back(std::make_unique<CustomOp>(registered, types, tables));
   } while (advance(op, choice));
   return all;
 }

@@ -96,6 +96,10 @@ using CreateCustomOpDomain = Call<26, OrtStatus*(const char* name, OrtCustomOpDo
 using CustomOpDomainAdd = Call<27, OrtStatus*(OrtCustomOpDomain*, const OrtCustomOp*)>;
 using AddCustomOpDomain = Call<28, OrtStatus*(OrtSessionOptions*, OrtCustomOpDomain*)>;
 
+using HasSessionConfigEntry = Call<237, OrtStatus*(const OrtSessionOptions*, const char* key, int* found)>;
+using GetSessionConfigEntry =
+    Call<238, OrtStatus*(const OrtSessionOptions*, const char* key, char* value, std::size_t* size)>;
+
 using GetTensorMutableData = Call<51, OrtStatus*(OrtValue*, void** data)>;
 using GetTensorElementType = Call<60, OrtStatus*(const OrtTensorTypeAndShapeInfo*, std::int32_t*)>;
 using GetDimensionsCount = Call<61, OrtStatus*(const OrtTensorTypeAndShapeInfo*, std::size_t*)>;
@@ -105,6 +109,8 @@ using ReleaseTensorTypeAndShapeInfo = Call<99, void(OrtTensorTypeAndShapeInfo*)>
 
 using KernelInfoGetAttributeFloat = Call<85, OrtStatus*(const OrtKernelInfo*, const char* name, float*)>;
 using KernelInfoGetAttributeInt = Call<86, OrtStatus*(const OrtKernelInfo*, const char* name, std::int64_t*)>;
+using KernelInfoGetConstantInput =
+    Call<249, OrtStatus*(const OrtKernelInfo*, std::size_t index, int* is_constant, const OrtValue**)>;
 using KernelContextGetInputCount = Call<88, OrtStatus*(const OrtKernelContext*, std::size_t*)>;
 using KernelContextGetInput = Call<90, OrtStatus*(const OrtKernelContext*, std::size_t, const OrtValue**)>;
 using KernelContextGetOutput =

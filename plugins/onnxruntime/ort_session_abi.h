@@ -32,6 +32,8 @@ using CreateSessionOptions = Call<10, OrtStatus*(OrtSessionOptions**)>;
 using SetSessionGraphOptimizationLevel = Call<23, OrtStatus*(OrtSessionOptions*, std::int32_t level)>;
 using SetIntraOpNumThreads = Call<24, OrtStatus*(OrtSessionOptions*, int threads)>;
 
+using AddSessionConfigEntry = Call<130, OrtStatus*(OrtSessionOptions*, const char* key, const char* value)>;
+
 using CreateRunOptions = Call<39, OrtStatus*(OrtRunOptions**)>;
 using RunOptionsSetTerminate = Call<46, OrtStatus*(OrtRunOptions*)>;
 using RunOptionsUnsetTerminate = Call<47, OrtStatus*(OrtRunOptions*)>;

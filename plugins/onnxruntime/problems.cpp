@@ -62,8 +62,8 @@ UltramemTable table_of(const Operator& op, const std::vector<Input>& inputs, std
               std::to_string(encoding));
   const UltramemType type = stored_type(op, table.type, encoding);
   const std::int64_t width = table.shape[1] * (type == ULTRAMEM_INT4 ? 2 : 1);
-  return {table.data, type,  table.shape[0],
-          width,      width, scaled ? static_cast<const float*>(inputs[scales].data) : nullptr};
+  const float* scale = scaled ? static_cast<const float*>(inputs[scales].data) : nullptr;
+  return {table.data, type, table.shape[0], width, width, scale, table.read_ahead ? 1 : 0};
 }
 
 void require_between(const Context& context, const char* attribute, std::int64_t value, std::int64_t most) {

@@ -33,6 +33,14 @@ Manifest checked_manifest(const std::string& directory, bool verify_all) {
   return manifest;
 }
 
+// Before the operators are registered: they read it then.
+void set_tables(const Ort& ort, const Options& options, const std::string& wanted) {
+  if (wanted.empty()) return;
+  require(wanted == "auto" || wanted == "resident" || wanted == "mapped", ULTRAMEM_CODE_INVALID,
+          "tables: expected auto, resident or mapped, found " + wanted);
+  ort.check(ort::AddSessionConfigEntry::of(ort.api())(options.get(), "ultramem.tables", wanted.c_str()), "tables");
+}
+
 }  // namespace
 
 Model::Model(const std::string& directory, const UltramemModelOptions& given)
@@ -44,6 +52,7 @@ Model::Model(const std::string& directory, const UltramemModelOptions& given)
   const Options options = make_options(*ort_);
   const int threads = given.threads > 0 ? given.threads : cores();
   ort_->check(ort::SetIntraOpNumThreads::of(ort_->api())(options.get(), threads), "threads");
+  set_tables(*ort_, options, or_empty(given.tables));
   if (manifest_.uses_operators) register_plugin(*ort_, options, directory, manifest_, or_empty(given.plugin));
   graph_ = make_graph(*ort_, directory + "/" + manifest_.graph, options);
   name_ports();

@@ -45,7 +45,8 @@ UltramemTable table_of(const Run& run, int scales, Encoding encoding) {
           table.dims.d[0],
           width,
           width,
-          static_cast<const float*>(scale)};
+          static_cast<const float*>(scale),
+          0};
 }
 
 std::size_t no_workspace(const Dims*, const Attributes&) { return 0; }

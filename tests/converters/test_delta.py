@@ -141,3 +141,25 @@ def test_any_rows(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject)
     assert found == ({name: {"kind": "rows", "rows": len(chosen), "total_rows": rows}} if chosen else {})
     patch(base, folder / "patched", delta=folder / "delta")
     assert arrays(folder / "patched") == arrays(tuned)
+
+
+def test_a_budget_without_room_for_a_chunk_is_refused(base: Path, tmp_path: Path) -> None:
+    tuned = changed_copy(base, tmp_path / "tuned", [2], table_name(base))
+    with pytest.raises(InputError, match="--memory-budget: one chunk of tensor .* short; give --memory-budget 1MiB"):
+        diff(base, tuned, out=tmp_path / "delta", memory_budget=100)
+    diff(base, tuned, out=tmp_path / "delta", memory_budget="64MiB")
+    with pytest.raises(InputError, match="--memory-budget: one chunk of tensor"):
+        patch(base, tmp_path / "out", delta=tmp_path / "delta", memory_budget=10)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_number_without_axes_travels(base: Path, tmp_path: Path) -> None:
+    tensors = {name: Checkpoint.open(base).array(name) for name in Checkpoint.open(base).tensors}
+    for number, name in enumerate(("one", "two")):
+        (tmp_path / name).mkdir()
+        shutil.copy(base / "config.json", tmp_path / name)
+        save_file(tensors | {"more": np.array(number, np.float32)}, tmp_path / name / "model.safetensors")
+    changes = diff(tmp_path / "one", tmp_path / "two", out=tmp_path / "delta")["tensors"]
+    assert changes == {"more": {"kind": "rows", "rows": 1, "total_rows": 1}}
+    patch(tmp_path / "one", tmp_path / "patched", delta=tmp_path / "delta")
+    assert arrays(tmp_path / "patched") == arrays(tmp_path / "two")

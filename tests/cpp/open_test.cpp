@@ -162,10 +162,22 @@ TEST(a_graph_that_the_runtime_refuses) {
   CHECK_ERROR(Model::open(copy.path()), ULTRAMEM_CODE_RUNTIME, "model.onnx: ONNX Runtime");
 }
 
+TEST(tables_of_every_mode) {
+  for (const char* mode : {"auto", "resident", "mapped"}) {
+    ModelOptions options;
+    options.tables = mode;
+    CHECK(Model::open(places::bundle, options));
+  }
+}
+
 TEST(bad_options) {
   ModelOptions options;
   options.threads = -1;
   CHECK_ERROR(Model::open(places::bundle, options), ULTRAMEM_CODE_INVALID, "threads: expected 0 or more, found -1");
+  ModelOptions nowhere;
+  nowhere.tables = "elsewhere";
+  CHECK_ERROR(Model::open(places::bundle, nowhere), ULTRAMEM_CODE_INVALID,
+              "tables: expected auto, resident or mapped, found elsewhere");
   UltramemModel* model = nullptr;
   UltramemError* error = ultramem_model_open(nullptr, nullptr, &model);
   CHECK(error != nullptr && ultramem_error_code(error) == ULTRAMEM_CODE_INVALID && model == nullptr);

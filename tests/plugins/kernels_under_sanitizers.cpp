@@ -53,7 +53,7 @@ struct PaddedTable {
       else
         for (std::int64_t i = 0; i < row_bytes; ++i) row[i] = static_cast<unsigned char>(generator() & 0xf7);
     }
-    table = {padded.data(), type, rows, width, stride, type == ULTRAMEM_FLOAT32 ? nullptr : scales.data()};
+    table = {padded.data(), type, rows, width, stride, type == ULTRAMEM_FLOAT32 ? nullptr : scales.data(), 0};
   }
   std::vector<unsigned char> padded;
   std::vector<float> scales;

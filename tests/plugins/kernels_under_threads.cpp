@@ -1,5 +1,7 @@
 // Whole problems over a stub host's threads, several hosts at once on one table, for ThreadSanitizer: the results must
 // be those of one thread. Prints what is wrong and exits 1.
+#include <sys/mman.h>
+
 #include <cstdio>
 #include <cstring>
 #include <functional>
@@ -8,6 +10,7 @@
 #include <vector>
 
 #include "ultramem_kernels.h"
+#include "ultramem_tables.h"
 
 namespace {
 
@@ -54,7 +57,7 @@ struct Outputs {
 };
 
 void run(const Inputs& in, const UltramemThreads* threads, Outputs* out) {
-  const UltramemTable table{in.table.data(), ULTRAMEM_FLOAT32, kRows, kWidth, kWidth, nullptr};
+  const UltramemTable table{in.table.data(), ULTRAMEM_FLOAT32, kRows, kWidth, kWidth, nullptr, 0};
   const UltramemSparseLookup lookup{
       table, in.addresses.data(), in.scores.data(), out->sums.data(), ULTRAMEM_FLOAT32, kTokens, kSlots, 1, 2};
   const UltramemSparseGate gate{
@@ -81,6 +84,30 @@ void run(const Inputs& in, const UltramemThreads* threads, Outputs* out) {
               ultramem_tucker_topk_run(&topk, threads).code == ULTRAMEM_OK;
 }
 
+// Hosts that place one file at once share one copy, which goes with the last of them. Linux alone maps files so.
+bool shares_copies() {
+  constexpr std::size_t kBytes = (8 << 20) + 4321;
+  std::FILE* file = std::fopen("kernels_under_threads.table", "w+b");
+  const std::vector<char> content(kBytes, 7);
+  if (file == nullptr || std::fwrite(content.data(), 1, kBytes, file) != kBytes || std::fflush(file) != 0) return false;
+  void* mapped = mmap(nullptr, kBytes, PROT_READ, MAP_PRIVATE, fileno(file), 0);
+  const char* table = static_cast<const char*>(mapped) + 321;
+  UltramemPlace places[kHosts] = {};
+  const auto place = [&](UltramemPlace* to) { ultramem_place(table, kBytes - 321, ULTRAMEM_TABLES_RESIDENT, to); };
+  std::vector<std::thread> hosts;
+  for (UltramemPlace& to : places) hosts.emplace_back(place, &to);
+  for (std::thread& host : hosts) host.join();
+  bool fine = places[0].data != table;
+  for (UltramemPlace& held : places) {
+    fine = fine && held.data == places[0].data && std::memcmp(held.data, table, kBytes - 321) == 0;
+  }
+  for (UltramemPlace& held : places) ultramem_release(&held);
+  munmap(mapped, kBytes);
+  std::fclose(file);
+  std::remove("kernels_under_threads.table");
+  return fine;
+}
+
 }  // namespace
 
 int main() {
@@ -94,6 +121,10 @@ int main() {
   for (const Outputs& output : outputs) {
     if (output == expected) continue;
     std::printf("%s: threads change the result\n", ultramem_cpu_isa());
+    return 1;
+  }
+  if (!shares_copies()) {
+    std::printf("copies of one table differ\n");
     return 1;
   }
   return 0;

@@ -28,7 +28,7 @@ def built(build: Path, sanitizers: str) -> Path:
 
 def run(program: Path, isa: str) -> None:
     environment = {**os.environ, "ULTRAMEM_CPU": isa}  # where the machine lacks it, its best one runs again
-    result = subprocess.run([program], env=environment, capture_output=True, text=True, check=False)
+    result = subprocess.run([program], env=environment, cwd=program.parent, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
 

@@ -19,8 +19,12 @@ EXPORTED = {
     "ultramem_cpu_error",
     "ultramem_cpu_isa",
     "ultramem_openmp_for",
+    "ultramem_place",
+    "ultramem_read_ahead",
+    "ultramem_release",
     "ultramem_sparse_gate_run",
     "ultramem_sparse_lookup_run",
+    "ultramem_tables_named",
     "ultramem_tucker_topk_run",
     "ultramem_version",
 }

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
 from tests import builders
+from ultramem_deploy.checkpoint import Checkpoint
 from ultramem_deploy.converters.onnx import export_onnx
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.model import load
@@ -20,6 +23,7 @@ from ultramem_deploy.pipeline import upcycle
 from ultramem_deploy.runtime import ort, ort_cache
 from ultramem_deploy.runtime.ort import OrtRunner
 from ultramem_deploy.runtime.ort_model import description_fingerprint
+from ultramem_deploy.runtime.plugins import ort_library
 from ultramem_deploy.spec import ModelSpec
 
 TOLERANCE = 1e-4  # as tests/converters/onnx/test_export_parity.py: float32 sums in another order
@@ -207,3 +211,35 @@ def test_fields_at_their_defaults_do_not_change_a_fingerprint() -> None:
     assert description_fingerprint(spelled) == found
     assert description_fingerprint(replace(spec, decoder=replace(spec.decoder, ffn_widths=(48, 0)))) != found
     assert description_fingerprint(replace(spec, memory=spec.memory[:1])) != found
+
+
+def test_tables_of_every_mode(bundles: dict[tuple[str, str], Path]) -> None:
+    expected = OrtRunner(bundles["v2", "ort"]).logits(IDS)
+    for mode in ("auto", "resident", "mapped"):
+        np.testing.assert_array_equal(OrtRunner(bundles["v2", "ort"], tables=mode).logits(IDS), expected)
+
+
+def test_resident_tables_are_read_once(bundles: dict[tuple[str, str], Path], tmp_path: Path) -> None:
+    """What happens to the file afterwards shows in a mapped table and not in a resident one."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(bundles["v1", "ort"], bundle)
+    resident, mapped = (OrtRunner(bundle, tables=mode) for mode in ("resident", "mapped"))
+    expected = mapped.logits(IDS)
+    table = Checkpoint.open(bundle).info("tables.t.values")
+    with open(table.file, "r+b") as stream:
+        stream.seek(table.offset)
+        stream.write(bytes(table.nbytes))
+    np.testing.assert_array_equal(resident.logits(IDS), expected)
+    assert np.abs(mapped.logits(IDS) - expected).max() > TOLERANCE
+
+
+def test_modes_that_are_none(bundles: dict[tuple[str, str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="tables: expected one of auto, resident, mapped, found 'there'"):
+        OrtRunner(bundles["v1", "ort"], tables="there")
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("ultramem.tables", "there")
+    with pytest.raises(Exception, match=r"ultramem\.tables .*expected auto, resident or mapped, found there"):
+        options.register_custom_ops_library(str(ort_library()))
+    monkeypatch.setenv("ULTRAMEM_TABLES", "nowhere")
+    with pytest.raises(Exception, match="found nowhere"):
+        onnxruntime.SessionOptions().register_custom_ops_library(str(ort_library()))

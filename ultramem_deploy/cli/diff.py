@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .. import pipeline
-from .options import EXISTING, json_option, quiet_option, verb
+from .options import EXISTING, json_option, memory_budget_option, quiet_option, verb
 from .output import aligned, counted, print_json, progress_bar, size
 
 
@@ -17,12 +17,17 @@ from .output import aligned, counted, print_json, progress_bar, size
 @click.argument("changed", type=EXISTING)
 @click.option("--out", type=click.Path(path_type=Path), help="Write the changes as a delta that `patch` applies.")
 @click.option("--overwrite", is_flag=True, help="Replace a delta that this tool made otherwise.")
+@memory_budget_option
 @quiet_option
 @json_option
-def command(base: Path, changed: Path, out: Path | None, overwrite: bool, quiet: bool, as_json: bool) -> None:
+def command(
+    base: Path, changed: Path, out: Path | None, overwrite: bool, memory_budget: int, quiet: bool, as_json: bool
+) -> None:
     """List what changed from BASE to CHANGED: tensors, and rows of tables."""
     with progress_bar("diff", quiet) as progress:
-        result = pipeline.diff(base, changed, out=out, overwrite=overwrite, progress=progress)
+        result = pipeline.diff(
+            base, changed, out=out, overwrite=overwrite, memory_budget=memory_budget, progress=progress
+        )
     if as_json:
         print_json(result)
         return

@@ -8,15 +8,16 @@ from typing import Any
 import click
 
 from .. import pipeline
-from .options import EXISTING, StageOptions, jobs_option, stage_options, verb
+from .options import EXISTING, StageOptions, jobs_option, memory_budget_option, stage_options, verb
 from .output import counted, run_stage
 
 
 @verb("patch", "healed tuned --delta tuned-delta")
 @click.option("--delta", type=EXISTING, required=True, help="What `diff --out` wrote for this source.")
 @jobs_option
+@memory_budget_option
 @stage_options
-def command(common: StageOptions, delta: Path, jobs: int | None) -> None:
+def command(common: StageOptions, delta: Path, jobs: int | None, memory_budget: int) -> None:
     """Apply a delta to SRC, the checkpoint it was made from, and write OUT."""
     run_stage(
         "patch",
@@ -28,6 +29,7 @@ def command(common: StageOptions, delta: Path, jobs: int | None) -> None:
             overwrite=common.overwrite,
             copy=common.copy,
             jobs=jobs,
+            memory_budget=memory_budget,
             progress=progress,
         ),
         _summary,

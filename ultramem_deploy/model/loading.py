@@ -6,29 +6,47 @@ import functools
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ..checkpoint import Checkpoint
 from ..errors import InputError
 from ..layout import decoder_shapes, tensor_layout
+from ..ops.placement import placed
 from ..spec import ModelSpec
 from ..storage import DENSE_BITS
+from ..tables import wanted
 from .decoder import UltraMemModel
 from .memory import MemoryLayer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load(path: str | Path, dtype: str | None = None, device: str = "cpu") -> UltraMemModel:
+def load(path: str | Path, dtype: str | None = None, device: str = "cpu", tables: str | None = None) -> UltraMemModel:
     """The PyTorch model of a canonical checkpoint, in evaluation mode, without gradients.
 
     dtype: "float32", "bfloat16" or "float16" converts the floating-point tensors, but for quantised tables; None keeps
     them as stored, mapped from the files without a copy (where a source mixes dtypes in its decoder: the widest of
-    them). Raises InputError where a tensor is missing, left over, of another shape, or stored as it must not be.
+    them). tables: "auto", "resident" or "mapped", where tables on the CPU lie (docs/kernels.md); None takes
+    $ULTRAMEM_TABLES, else auto. Raises InputError where a tensor is missing, left over, of another shape, or stored as
+    it must not be, and where resident tables do not fit.
     """
+    mode = wanted(tables)
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
     directory = Path(path)
-    return load_checkpoint(ModelSpec.load(directory), Checkpoint.open(directory), dtype, device)
+    model = load_checkpoint(ModelSpec.load(directory), Checkpoint.open(directory), dtype, device)
+    place_tables(model, mode)
+    return model
+
+
+def place_tables(model: UltraMemModel, mode: str) -> None:
+    """Put the tables that are mapped from files where `mode` wants them (see `tables`). Raises InputError."""
+    for name, table in model.tables.items():
+        for part, tensor in table.state_dict(keep_vars=True).items():
+            found = placed(f"tables.{name}.{part}", tensor, mode)
+            if found is not tensor:
+                parameter = isinstance(tensor, nn.Parameter)
+                setattr(table, part, nn.Parameter(found, requires_grad=False) if parameter else found)
 
 
 def load_checkpoint(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable
-from ctypes import POINTER, Structure, byref, c_int, c_int64, c_uint, c_void_p
+from ctypes import POINTER, Structure, byref, c_int, c_int32, c_int64, c_uint, c_void_p
 from functools import cache
 
 import torch
@@ -18,6 +18,8 @@ VARIABLE = "ULTRAMEM_TORCH_KERNELS"
 ACTIVATION_TYPES = {torch.float32: 0, torch.float16: 1}
 TABLE_TYPES = {**ACTIVATION_TYPES, torch.bfloat16: 2, torch.int8: 3, torch.uint8: 4, torch.float8_e4m3fn: 5}
 OK, BAD_ADDRESS = 0, 1
+READ_AHEAD: set[int] = set()
+"""Where tables begin whose rows may lie on a disk; `placement` keeps it."""
 
 
 class Status(Structure):
@@ -36,6 +38,7 @@ class Table(Structure):
         ("width", c_int64),
         ("row_stride", c_int64),
         ("scales", c_void_p),
+        ("read_ahead", c_int32),
     )
 
 
@@ -88,6 +91,7 @@ class Kernels:
     """The functions of one loaded library."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
         self.lookup = _function(library.ultramem_sparse_lookup_run, Lookup)
         self.gate = _function(library.ultramem_sparse_gate_run, Gate)
         self.topk = _function(library.ultramem_tucker_topk_run, TopK)
@@ -200,7 +204,8 @@ def tucker_topk(
 def _table(table: torch.Tensor, scales: torch.Tensor | None) -> Table:
     width = table.shape[1] * (2 if table.dtype == torch.uint8 else 1)
     pointer = None if scales is None else scales.data_ptr()
-    return Table(table.data_ptr(), TABLE_TYPES[table.dtype], table.shape[0], width, width, pointer)
+    data = table.data_ptr()
+    return Table(data, TABLE_TYPES[table.dtype], table.shape[0], width, width, pointer, data in READ_AHEAD)
 
 
 def _run(operator: str, name: str, problem: Structure) -> bool:

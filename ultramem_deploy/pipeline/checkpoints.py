@@ -215,12 +215,16 @@ def diff(
     *,
     out: str | Path | None = None,
     overwrite: bool = False,
+    memory_budget: Budget = DEFAULT_BUDGET,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """What changed between two canonical checkpoints; see `converters.delta.stage.diff_checkpoints`."""
     from ..converters.delta.stage import diff_checkpoints
 
-    return diff_checkpoints(Path(base), Path(changed), as_path(out), overwrite=overwrite, progress=progress)
+    budget = as_budget(memory_budget)
+    return diff_checkpoints(
+        Path(base), Path(changed), as_path(out), overwrite=overwrite, memory_budget=budget, progress=progress
+    )
 
 
 def patch(
@@ -231,11 +235,19 @@ def patch(
     overwrite: bool = False,
     copy: bool = False,
     jobs: int | None = None,
+    memory_budget: Budget = DEFAULT_BUDGET,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Apply a delta to the checkpoint it was made from; see `converters.delta.stage.patch_checkpoint`."""
     from ..converters.delta.stage import patch_checkpoint
 
     return patch_checkpoint(
-        Path(base), Path(delta), Path(out), overwrite=overwrite, copy=copy, jobs=jobs, progress=progress
+        Path(base),
+        Path(delta),
+        Path(out),
+        overwrite=overwrite,
+        copy=copy,
+        jobs=jobs,
+        memory_budget=as_budget(memory_budget),
+        progress=progress,
     )

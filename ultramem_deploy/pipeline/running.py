@@ -100,9 +100,10 @@ def generate(
     prompt: str,
     max_new_tokens: int = 64,
     runtime: str | None = None,
+    tables: str | None = None,
     on_text: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Greedy continuation of `prompt`; `on_text` gets each new piece of text as it comes.
+    """Greedy continuation of `prompt`; `on_text` gets each new piece of text as it comes; `tables` as in `load`.
 
     Returns prompt, text, ids, prompt_tokens, runtime, prefill_seconds, decode_seconds and tokens_per_second.
     """
@@ -113,7 +114,7 @@ def generate(
     if max_new_tokens < 1:
         raise InputError(f"--max-new-tokens: must be positive, found {max_new_tokens}")
     path = Path(model)
-    runner, tokenizer = open_runner(path, runtime), Tokenizer(home(path))
+    runner, tokenizer = open_runner(path, runtime, tables=tables), Tokenizer(home(path))
     ids = tokenizer.encode(prompt)
     if not ids:
         raise InputError("--prompt: holds no tokens; give some text to continue")

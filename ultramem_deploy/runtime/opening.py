@@ -13,12 +13,13 @@ from .engine_manifest import model_path
 RUNTIMES = ("torch", "ort", "ort-bodies", "tensorrt")
 
 
-def open_runner(path: Path, runtime: str | None = None, dtype: str | None = None) -> Runner:
+def open_runner(path: Path, runtime: str | None = None, dtype: str | None = None, tables: str | None = None) -> Runner:
     """Load a model; None picks ONNX Runtime for a bundle, PyTorch for a canonical checkpoint, else transformers.
 
     An engine runs in the TensorRT that built it.
 
-    dtype (PyTorch alone): as in `model.load`. Raises InputError where the directory does not hold what `runtime` runs.
+    dtype (PyTorch alone) and tables (PyTorch and ONNX Runtime): as in `model.load`. Raises InputError where the
+    directory does not hold what `runtime` runs.
     """
     kind = _kind(path)
     if runtime not in (None, *RUNTIMES):
@@ -36,7 +37,7 @@ def open_runner(path: Path, runtime: str | None = None, dtype: str | None = None
     if kind == "bundle" and runtime != "torch":
         from .ort import OrtRunner
 
-        return OrtRunner(path, kernels=runtime != "ort-bodies")
+        return OrtRunner(path, kernels=runtime != "ort-bodies", tables=tables)
     if kind == "source":
         if runtime == "torch":
             raise InputError(f"{path.name}: not a canonical checkpoint: run `ultramem-deploy convert` first")
@@ -45,7 +46,7 @@ def open_runner(path: Path, runtime: str | None = None, dtype: str | None = None
         return TransformersRunner(path)
     from .torch_runner import TorchRunner
 
-    return TorchRunner(path, dtype=dtype)
+    return TorchRunner(path, dtype=dtype, tables=tables)
 
 
 def home(path: Path) -> Path:

@@ -20,11 +20,14 @@ class OrtRunner:
     """A bundle in ONNX Runtime; see `runtime.base.Runner`.
 
     kernels: run the ai.ultramem operators by libultramem_ort; False runs their function bodies. threads: None takes
-    every core of the process. Raises InputError for what is no bundle, one that ONNX Runtime cannot load, or one whose
+    every core of the process. tables: "auto", "resident" or "mapped" (docs/kernels.md); None takes $ULTRAMEM_TABLES,
+    else auto. Raises InputError for what is no bundle, one that ONNX Runtime cannot load, or one whose
     manifest requires newer libraries.
     """
 
-    def __init__(self, bundle: Path, *, kernels: bool = True, threads: int | None = None) -> None:
+    def __init__(
+        self, bundle: Path, *, kernels: bool = True, threads: int | None = None, tables: str | None = None
+    ) -> None:
         self.bundle = Path(bundle)
         self.name = "ort" if kernels else "ort-bodies"
         self._proto = read_model(self.bundle)
@@ -32,7 +35,7 @@ class OrtRunner:
         self.spec: ModelSpec = ModelSpec.load(self.bundle)
         check_description(self.bundle, self._proto, self.spec)
         self.vocab_size = self.spec.decoder.vocab_size
-        self._kernels, self._threads = kernels, threads
+        self._kernels, self._threads, self._tables = kernels, threads, tables
         self._model = self._open(())
         self._traced: Opened | None = None
 
@@ -57,8 +60,15 @@ class OrtRunner:
         return Trace(found["logits"], layers)
 
     def _open(self, extra: tuple[str, ...]) -> Opened:
-        decoder = self.spec.decoder
-        return open_model(self.bundle, self._proto, decoder, kernels=self._kernels, threads=self._threads, extra=extra)
+        return open_model(
+            self.bundle,
+            self._proto,
+            self.spec.decoder,
+            kernels=self._kernels,
+            threads=self._threads,
+            tables=self._tables,
+            extra=extra,
+        )
 
 
 def _check_versions(bundle: Path, *, plugin: bool) -> None:

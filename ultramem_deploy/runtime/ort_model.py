@@ -16,6 +16,7 @@ import onnx
 from ..errors import InputError
 from ..ops import DOMAIN, VERSION
 from ..spec import DecoderSpec, ModelSpec
+from ..tables import wanted
 
 MODEL_FILE = "model.onnx"
 
@@ -106,15 +107,20 @@ def open_model(
     *,
     kernels: bool = True,
     threads: int | None = None,
+    tables: str | None = None,
     extra: tuple[str, ...] = (),
 ) -> Opened:
-    """A session on `model`, with the values `extra` added to its outputs. Raises InputError where it cannot load."""
+    """A session on `model`, with the values `extra` added to its outputs; `tables` as in `ultramem_deploy.tables`.
+
+    Raises InputError where it cannot load.
+    """
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.log_severity_level = 3
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.resolve()))
     if kernels and uses_memory(model):
+        options.add_session_config_entry("ultramem.tables", wanted(tables))
         _register(options)
     shown: Any = deepcopy(model)
     shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra)

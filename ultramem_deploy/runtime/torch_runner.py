@@ -15,13 +15,13 @@ from .base import LayerTrace, Trace
 
 
 class TorchRunner:
-    """`Runner` over a model, or what `model.load` makes of a directory; `dtype` as there (float32 is the reference that
-    verification compares with)."""
+    """`Runner` over a model, or what `model.load` makes of a directory; `dtype` and `tables` as there (float32 is the
+    reference that verification compares with)."""
 
     name = "torch"
 
-    def __init__(self, source: Path | UltraMemModel, dtype: str | None = None) -> None:
-        self.model = source if isinstance(source, UltraMemModel) else load(source, dtype=dtype)
+    def __init__(self, source: Path | UltraMemModel, dtype: str | None = None, tables: str | None = None) -> None:
+        self.model = source if isinstance(source, UltraMemModel) else load(source, dtype=dtype, tables=tables)
         self.spec: ModelSpec = self.model.spec
         self.vocab_size = self.spec.decoder.vocab_size
 

@@ -6,6 +6,8 @@
 #include <thread>
 
 #include "../ultramem_kernels.h"
+#include "../ultramem_tables.h"
+#include "row_bytes.h"
 
 namespace ultramem {
 namespace {
@@ -28,20 +30,11 @@ UltramemRange part_of(std::int64_t size, std::int64_t parts, std::int64_t index)
   return {begin, begin + each + (index < more ? 1 : 0)};
 }
 
-std::int64_t row_bytes(const UltramemTable& table) {
-  switch (table.type) {
-    case ULTRAMEM_FLOAT32:
-      return 4 * table.width;
-    case ULTRAMEM_FLOAT16:
-    case ULTRAMEM_BFLOAT16:
-      return 2 * table.width;
-    case ULTRAMEM_INT4:
-      return table.width / 2;
-    case ULTRAMEM_INT8:
-    case ULTRAMEM_FLOAT8_E4M3:
-      break;
-  }
-  return table.width;
+std::int64_t row_bytes(const UltramemTable& table) { return bytes_of(table.type, table.width); }
+
+// Before the threads start, so that every row is on its way while the first are summed.
+void begin_reads(const UltramemTable& table, const std::int64_t* addresses, std::int64_t count) {
+  if (table.read_ahead != 0) ultramem_read_ahead(&table, addresses, count);
 }
 
 // Scratch that each thread keeps between runs: it only grows. Null where memory is short.
@@ -95,6 +88,7 @@ extern "C" {
 
 UltramemStatus ultramem_sparse_lookup_run(const UltramemSparseLookup* problem, const UltramemThreads* threads) {
   if (problem->tokens <= 0) return {problem->tokens < 0 ? ULTRAMEM_BAD_SHAPE : ULTRAMEM_OK, 0, 0, 0};
+  begin_reads(problem->table, problem->addresses, problem->tokens * problem->slots);
   // Tokens first; columns where there are fewer tokens than tasks, in steps that keep cache lines whole.
   constexpr std::int64_t kColumnStep = 256;
   const std::int64_t width = problem->table.width;
@@ -112,6 +106,7 @@ UltramemStatus ultramem_sparse_lookup_run(const UltramemSparseLookup* problem, c
 
 UltramemStatus ultramem_sparse_gate_run(const UltramemSparseGate* problem, const UltramemThreads* threads) {
   const std::int64_t pairs = problem->tokens * problem->slots;
+  begin_reads(problem->table, problem->addresses, pairs);
   const std::int64_t tasks = std::min(pairs, tasks_for(pairs * row_bytes(problem->table), threads));
   const auto work = [&](std::int64_t i, void* scratch) {
     return ultramem_sparse_gate(problem, part_of(pairs, tasks, i), scratch);

@@ -41,6 +41,21 @@ def test_there_and_back_again_is_identical(name: str, tmp_path: Path) -> None:
     assert (Official(written, state)(IDS) - expected).abs().max() < 1e-9
 
 
+def test_a_padding_value_of_vertical_parallel_comes_back_as_ranks(tmp_path: Path) -> None:
+    """Four ranks in, the two that suffice out: each holds half of every table row."""
+    changes = {"mem_type": "ultramem_v2", "mem_q_for_each_tucker_rank": True, "mem_knum": 3, "mem_key_expand_time": 2}
+    parallel = {"vertical_parallel": True, "mem_parallel_size": 4, "mem_share_ratio": 0.95, "mem_value_expand_time": 4}
+    config = make_config(**changes, **parallel)
+    import_checkpoint(write_official(tmp_path / "source", config), tmp_path / "one")
+    assert ModelSpec.load(tmp_path / "one").memory[0].empty_slot == 27
+    export_olmo_ultramem(tmp_path / "one", tmp_path / "back")
+    assert sorted(file.name for file in (tmp_path / "back").glob("rank_*/model.pt")) == ["model.pt", "model.pt"]
+    import_checkpoint(tmp_path / "back", tmp_path / "two")
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    written = read_yaml(tmp_path / "back" / "config.yaml")["model"]
+    assert (written["vertical_parallel"], written["mem_parallel_size"]) == (True, 2)
+
+
 def test_a_second_export_has_nothing_to_do_and_dead_rows_are_reported(tmp_path: Path) -> None:
     config = make_config(mem_type="ultramem_v2", mem_q_for_each_tucker_rank=True)
     import_checkpoint(write_official(tmp_path / "source", config), tmp_path / "one")

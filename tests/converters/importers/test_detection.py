@@ -65,6 +65,20 @@ def test_tensors_decide_where_every_key_fits(llama: Callable[..., Path]) -> None
         plan_import(source)
 
 
+def test_tensors_of_a_known_family_name_the_one_that_they_fit(llama: Callable[..., Path]) -> None:
+    source = llama()
+    tensors = random_tensors(llama_shapes()) | {"model.layers.0.mlp.extra": np.ones(3, np.float32)}
+    write_source(source, family_config("llama"), tensors)
+    said = "does not hold the model that its configuration describes: 1 tensor unexpected: .*; .* comes closest"
+    with pytest.raises(InputError, match=said):
+        plan_import(source)
+    names = [f"model.layers.{layer}.self_attn.{side}_norm.weight" for layer in range(2) for side in "qk"]
+    normed = {name: np.ones(8, np.float32) for name in names}
+    write_source(source, family_config("llama", head_dim=8), random_tensors(llama_shapes()) | normed)
+    with pytest.raises(InputError, match="every tensor fits qwen3: convert with --from qwen3 if it is one"):
+        plan_import(source)
+
+
 def test_contradicting_model_type_is_a_near_miss(tmp_path: Path) -> None:
     config_only(tmp_path, family_config("llama", model_type="granite"))
     with pytest.raises(InputError, match="LlamaForCausalLM goes with model_type llama, found 'granite'"):

@@ -202,3 +202,15 @@ def test_what_cannot_be_expressed_is_listed(tmp_path: Path) -> None:
 def test_params_without_memory_are_a_near_miss(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="this one has no productkey_args"):
         plan_import(write(tmp_path / "source", {"dim": 3}, {}))
+
+
+def test_plain_product_keys_are_pkm(tmp_path: Path) -> None:
+    config = params(swilu_projection=False)
+    source = write(tmp_path / "plain", config, make_state(config["model"]["productkey_args"]))
+    plan = plan_import(source)
+    assert plan.family == plan.spec.source_family == "pkm"
+    assert plan_import(source, "meta-memory").family == "meta-memory"
+    other = write(tmp_path / "other", params(), make_state(MEMORY))
+    assert plan_import(other).family == "meta-memory"
+    with pytest.raises(InputError, match="pkm expects swilu_projection false .*--from meta-memory"):
+        plan_import(other, "pkm")

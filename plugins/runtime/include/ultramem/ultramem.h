@@ -53,16 +53,19 @@ typedef struct UltramemModelOptions {
   const char* tokenizer;   /* path of libortextensions; NULL: $ULTRAMEM_TOKENIZER, then the loader's search */
   int32_t threads;         /* 0: every core of the process */
   int32_t verify_all;      /* non-zero: check the hashes of the large files too, which reads them whole */
+  const char* tables;      /* "resident": one copy on huge pages that the process shares; "mapped": read from the files,
+                            * for tables larger than memory; "auto": resident where the copy takes at most half of the
+                            * available memory; NULL: $ULTRAMEM_TABLES, then auto */
 } UltramemModelOptions;
 
-#define ULTRAMEM_MODEL_OPTIONS_INIT {sizeof(UltramemModelOptions), NULL, NULL, NULL, 0, 0}
+#define ULTRAMEM_MODEL_OPTIONS_INIT {sizeof(UltramemModelOptions), NULL, NULL, NULL, 0, 0, NULL}
 
 typedef struct UltramemModelInfo {
   size_t struct_size;
   int64_t vocab_size;
   int64_t positions;             /* the most tokens a sequence may have */
   int64_t cache_bytes_per_token; /* of one sequence */
-  int64_t table_bytes;           /* all tables, mapped once whatever the number of sessions */
+  int64_t table_bytes;           /* all tables, held once whatever the number of sessions */
   int64_t table_bytes_per_token; /* rows that one token reads */
   int32_t has_tokenizer;
   const char* tokenizer_problem;   /* why there is none, or NULL; lives as long as the model */
