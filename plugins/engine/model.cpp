@@ -7,6 +7,8 @@ namespace ultramem::engine {
 
 Model::Model(const std::string& directory, LoadEngine load)
     : manifest_(runtime::open_bundle(directory, "tensorrt", /*verify_all=*/false)) {
+  runtime::require(manifest_.engine.has_value(), ULTRAMEM_CODE_DAMAGED,
+                   directory + "/manifest.json: engine: expected a value; make the bundle again");
   engine_ = load(directory, manifest_);
   bind_tables(directory);
 }

@@ -185,7 +185,7 @@ Manifest manifest_of(const Object& root) {
   for (const Table& table : found.tables) {
     if (found.files.count(table.file) == 0) damaged("tables", "a file that \"files\" lists, found " + table.file);
   }
-  if (found.runtime == "tensorrt") found.engine = engine_of(root.object("engine"));
+  if (root.has("engine")) found.engine = engine_of(root.object("engine"));
   if (found.engine) {
     for (const auto& binding : found.engine->bindings) found.table(binding.second);
   }
