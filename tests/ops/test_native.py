@@ -72,7 +72,7 @@ def test_shapes_that_do_not_fit_never_reach_a_kernel(calls: list[str]) -> None:
 @pytest.mark.parametrize("n_row, n_col, k", [(360, 300, 16), (747, 570, 568), (8968, 151, 45), (1300, 1200, 1100)])
 @pytest.mark.parametrize("size", [2, 1000])
 def test_selection_is_exact_among_ties_and_zeros(n_row: int, n_col: int, k: int, size: int) -> None:
-    """Whole numbers, whose sums are exact, against stable sorts: several blocks of scores, thresholds at 0, many ties."""
+    """Whole numbers, whose sums are exact, against stable sorts: several blocks of scores, thresholds at 0, ties."""
     generator = torch.Generator().manual_seed(k)
 
     def whole(limit: int, *shape: int) -> torch.Tensor:
