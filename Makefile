@@ -79,7 +79,7 @@ check-cpp: cpp ## the tests of the C++ library: the same tokens everywhere, ever
 gpu: plugins ## every check and benchmark that needs a GPU, into benchmarks/results
 	@$(BIN)/python -m tools.gpu
 
-bench: env ## every benchmark, tables on the terminal
+bench: cpp ## every benchmark, tables on the terminal
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench,plot]'
 	$(BIN)/python benchmarks/lookup.py
 	$(BIN)/python benchmarks/retrieval.py
@@ -90,6 +90,7 @@ bench: env ## every benchmark, tables on the terminal
 	$(BIN)/python benchmarks/big_fold.py --quick
 	$(BIN)/python benchmarks/fold.py
 	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/cpp/table.py
 
 clean: ## remove what the commands above made, downloads excepted
 	rm -rf build dist demo/out demo/report.md demo/*.png $(VENV)

@@ -79,6 +79,8 @@ class EngineBuilder:
             config.clear_flag(trt.BuilderFlag.TF32)
         if options.workspace is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
+        if options.aux_streams is not None:
+            config.max_aux_streams = options.aux_streams
         if options.weight_streaming:
             config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
         if options.version_compatible:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, inliner, numpy_helper
 
-from ...ops import DOMAIN, VERSION
+from ...ops import DOMAIN, OPERATORS, VERSION
+from ...runtime.bundle_files import table_fingerprint
 from ...spec import ModelSpec
 
 BYTE = "engine.values_of_a_byte"
@@ -34,6 +37,9 @@ class Table:
     @property
     def dtype(self) -> str:
         return str(helper.tensor_dtype_to_np_dtype(self.data_type))
+
+    def fingerprint(self, bundle: Path) -> str:
+        return table_fingerprint(bundle / self.file, self.offset, self.nbytes)
 
 
 def take_tables_out(model: onnx.ModelProto) -> dict[str, Table]:
@@ -97,6 +103,31 @@ def mark_plugins(model: onnx.ModelProto) -> onnx.ModelProto:
             marks = {"plugin_namespace": DOMAIN, "plugin_version": str(VERSION)}
             node.attribute.extend(helper.make_attribute(key, value) for key, value in marks.items())
     return model
+
+
+def hand_tables_to_plugins(model: onnx.ModelProto, tables: Mapping[str, Table], bundle: Path) -> set[str]:
+    """Turn tables that only plugins read into fields of theirs (plugins/tensorrt/resource.h); returns their names.
+
+    `model` as `mark_plugins` leaves it. Such a table is no input of the engine: plugins find it in the model's folder.
+    """
+    ports = {operator.name: [port.name for port in operator.inputs] for operator in OPERATORS}
+    handed: set[str] = set()
+    for node in model.graph.node:
+        names = dict(zip(node.input, ports[node.op_type] if node.domain == DOMAIN else [], strict=False))
+        own = {name: port for name, port in names.items() if port in ("table", "scales") and name in tables}
+        for name, port in own.items():
+            node.attribute.append(helper.make_attribute(port, _field(tables[name], bundle)))
+            node.input.remove(name)
+        handed |= own.keys()
+    handed -= {name for node in model.graph.node for name in node.input}
+    for value in [value for value in model.graph.input if value.name in handed]:
+        model.graph.input.remove(value)
+    return handed
+
+
+def _field(table: Table, bundle: Path) -> str:
+    shape = "x".join(map(str, table.shape))
+    return f"{table.dtype} {shape} {table.offset} {table.fingerprint(bundle)} {table.file}"
 
 
 def _is_table(name: str) -> bool:

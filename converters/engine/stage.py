@@ -29,10 +29,18 @@ from ...runtime.engine_manifest import (
 )
 from ...runtime.ort_model import check_description, description_fingerprint, read_model
 from ...runtime.plugins import tensorrt_library
-from ...runtime.tensorrt_plugins import load_plugins
+from ...runtime.tensorrt_plugins import add_tables, load_plugins
 from ...spec import ModelSpec
 from .builder import Built, EngineBuilder
-from .graph import Table, count_operators, inline_operators, mark_plugins, show_memory, take_tables_out
+from .graph import (
+    Table,
+    count_operators,
+    hand_tables_to_plugins,
+    inline_operators,
+    mark_plugins,
+    show_memory,
+    take_tables_out,
+)
 from .options import BuildOptions
 from .precision import HALVES, to_half
 from .profiles import make_profiles, parse_shapes
@@ -49,6 +57,7 @@ class Prepared:
     model: onnx.ModelProto
     operators: dict[str, int]
     tables: dict[str, Table]
+    handed: set[str]
     plugin: Plugin | None
 
 
@@ -71,6 +80,7 @@ def build_engine(
     step(0)
     if library:
         load_plugins(trt, library)
+        add_tables(library, bundle)
     plugin = Plugin(DOMAIN, str(VERSION), options.embed_plugin) if library else None
     prepared = _prepare(bundle, spec, options, plugin)
     profiles = make_profiles(spec, *parse_shapes(options.shapes, spec.decoder.max_positions))
@@ -109,7 +119,8 @@ def _prepare(bundle: Path, spec: ModelSpec, options: BuildOptions, plugin: Plugi
         to_half(model, options.dtype)
     tables = take_tables_out(model)
     model = mark_plugins(model) if plugin else inline_operators(model)
-    return Prepared(spec, model, operators, tables, plugin)
+    handed = hand_tables_to_plugins(model, tables, bundle) if options.tables == "resource" else set()
+    return Prepared(spec, model, operators, tables, handed, plugin)
 
 
 def _identity(bundle: Path, options: BuildOptions, requirement: str, library: Path | None) -> str:
@@ -170,12 +181,21 @@ def _manifest(
         profiles=built.profiles,
         operators=prepared.operators,
         layers=built.layers,
-        tables={name: _binding(table, files[table.file]["sha256"]) for name, table in prepared.tables.items()},
+        tables={
+            name: TableBinding(
+                tensor=table.tensor,
+                file=table.file,
+                offset=table.offset,
+                nbytes=table.nbytes,
+                dtype=table.dtype,
+                shape=list(table.shape),
+                sha256=files[table.file]["sha256"],
+                fingerprint=table.fingerprint(bundle),
+                resource=name in prepared.handed,
+            )
+            for name, table in prepared.tables.items()
+        },
     )
-
-
-def _binding(table: Table, sha256: str) -> TableBinding:
-    return TableBinding(table.tensor, table.file, table.offset, table.nbytes, table.dtype, list(table.shape), sha256)
 
 
 def _result(manifest: Manifest, up_to_date: bool) -> dict[str, Any]:

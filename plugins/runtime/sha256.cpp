@@ -73,6 +73,15 @@ struct State {
 
 }  // namespace
 
+std::string sha256_bytes(const void* data, std::size_t count) {
+  const auto* bytes = static_cast<const unsigned char*>(data);
+  const std::size_t whole = count / kBlock * kBlock;
+  State state;
+  for (std::size_t at = 0; at < whole; at += kBlock) state.take(bytes + at);
+  state.finish(bytes + whole, count - whole, count);
+  return state.hex();
+}
+
 std::string sha256_file(const std::string& path) {
   const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "rb"), std::fclose);
   require(file != nullptr, ULTRAMEM_CODE_MISSING, path + ": cannot be opened; copy the whole bundle");

@@ -1,11 +1,14 @@
-// SHA-256 (FIPS 180-4) of a file.
+// SHA-256 (FIPS 180-4) of files and of bytes, as 64 hexadecimal digits.
 #pragma once
 
+#include <cstddef>
 #include <string>
 
 namespace ultramem::runtime {
 
-// As 64 hexadecimal digits. Throws Failure MISSING where the file cannot be read.
+std::string sha256_bytes(const void* data, std::size_t count);
+
+// Throws Failure MISSING where the file cannot be read.
 std::string sha256_file(const std::string& path);
 
 }  // namespace ultramem::runtime

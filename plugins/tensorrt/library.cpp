@@ -7,6 +7,7 @@
 
 #include "log.h"
 #include "plugin.h"
+#include "resource.h"
 
 #define ULTRAMEM_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -54,6 +55,12 @@ ULTRAMEM_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(std::int32
 }
 
 ULTRAMEM_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { ultramem::tensorrt::set_logger_finder(finder); }
+
+// Plugins that bring their tables look for them in `folder`, an engine's model directory, before others.
+ULTRAMEM_EXPORT void ultramem_add_tables(const char* folder) {
+  using namespace ultramem::tensorrt;
+  guarded("ultramem_add_tables", 0, [&] { return add_folder(folder == nullptr ? "" : folder), 0; });
+}
 
 // The version of the package that this library belongs to.
 ULTRAMEM_EXPORT const char* ultramem_version() { return ULTRAMEM_VERSION; }

@@ -20,28 +20,31 @@ constexpr std::int32_t kFailure = 1;
 
 bool same_type(const Port& a, const Port& b) { return std::strcmp(a.type, b.type) == 0; }
 
-// The type of an output: that of the inputs which share its type variable, or the variable's only one.
-DataType output_type(const Operator& op, const Port& output, const DataType* inputs) {
-  for (int i = 0; i < op.input_count; ++i) {
-    if (same_type(op.inputs[i], output)) return inputs[i];
+std::vector<Shape> shapes_of(const std::vector<PluginTensorDesc>& tensors) {
+  std::vector<Shape> shapes;
+  for (const PluginTensorDesc& tensor : tensors) {
+    shapes.emplace_back(tensor.dims.d, tensor.dims.d + tensor.dims.nbDims);
   }
-  return DataType::kINT64;
+  return shapes;
 }
 
-std::vector<Shape> shapes_of(const PluginTensorDesc* tensors, std::int32_t count) {
-  std::vector<Shape> shapes;
-  for (std::int32_t i = 0; i < count; ++i)
-    shapes.emplace_back(tensors[i].dims.d, tensors[i].dims.d + tensors[i].dims.nbDims);
-  return shapes;
+// Numbers of the description's inputs that a node with these settings has.
+std::vector<std::size_t> given_inputs(const Operator& op, const Settings& settings) {
+  std::vector<std::size_t> given;
+  for (int i = 0; i < input_count(op, settings.attributes); ++i) {
+    if (settings.resources.count(i) == 0) given.push_back(static_cast<std::size_t>(i));
+  }
+  return given;
 }
 
 }  // namespace
 
-Plugin::Plugin(const Adapter& adapter, Attributes attributes)
+Plugin::Plugin(const Adapter& adapter, Settings settings)
     : adapter_(adapter),
-      attributes_(std::move(attributes)),
-      attribute_text_(to_string(adapter.op, attributes_)),
-      fields_(adapter.op, &attributes_) {}
+      settings_(std::move(settings)),
+      given_(given_inputs(adapter.op, settings_)),
+      text_(to_string(adapter.op, settings_)),
+      fields_(adapter.op, &settings_) {}
 
 nvinfer1::IPluginCapability* Plugin::getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept {
   switch (type) {
@@ -57,20 +60,29 @@ nvinfer1::IPluginCapability* Plugin::getCapabilityInterface(nvinfer1::PluginCapa
 
 nvinfer1::IPluginV3* Plugin::clone() noexcept {
   return guarded(op().name, static_cast<Plugin*>(nullptr), [&] {
-    auto copy = std::make_unique<Plugin>(adapter_, attributes_);
+    auto copy = std::make_unique<Plugin>(adapter_, settings_);
     copy->tactic_ = tactic_;
+    copy->residents_ = residents_;
     return copy.release();
   });
 }
 
 const Port& Plugin::port_at(std::int32_t position) const {
-  return position < inputs() ? op().inputs[position] : op().outputs[position - inputs()];
+  if (position >= inputs()) return op().outputs[position - inputs()];
+  return op().inputs[given_[static_cast<std::size_t>(position)]];
 }
 
 void Plugin::require_inputs(std::int32_t found) const {
   require(found == inputs(), op(),
-          "expected " + std::to_string(inputs()) + " inputs, found " + std::to_string(found) + " (" + attribute_text_ +
+          "expected " + std::to_string(inputs()) + " inputs, found " + std::to_string(found) + " (" + text_ +
               "; a quantised table comes with its scales, another without)");
+}
+
+std::vector<PluginTensorDesc> Plugin::all_inputs(const PluginTensorDesc* given) const {
+  std::vector<PluginTensorDesc> all(given_.size() + settings_.resources.size());
+  for (std::size_t i = 0; i < given_.size(); ++i) all[given_[i]] = given[i];
+  for (const auto& [input, resource] : settings_.resources) all[static_cast<std::size_t>(input)] = resource.desc;
+  return all;
 }
 
 const char* Plugin::getPluginName() const noexcept { return op().name; }
@@ -85,7 +97,12 @@ std::int32_t Plugin::getOutputDataTypes(DataType* outputs, std::int32_t output_c
                                         std::int32_t input_count) const noexcept {
   return guarded(op().name, kFailure, [&] {
     require_inputs(input_count);
-    for (std::int32_t i = 0; i < output_count; ++i) outputs[i] = output_type(op(), op().outputs[i], inputs);
+    for (std::int32_t o = 0; o < output_count; ++o) {
+      outputs[o] = DataType::kINT64;  // the only type of what shares none with an input
+      for (std::int32_t i = 0; i < input_count; ++i) {
+        if (same_type(port_at(i), op().outputs[o])) outputs[o] = inputs[i];
+      }
+    }
     return kSuccess;
   });
 }
@@ -96,13 +113,20 @@ std::int32_t Plugin::getOutputShapes(const nvinfer1::DimsExprs* inputs, std::int
   return guarded(op().name, kFailure, [&] {
     require_inputs(input_count);
     require(output_count == op().output_count, op(), "expected " + std::to_string(op().output_count) + " outputs");
+    nvinfer1::DimsExprs all[kMostInputs]{};
     for (std::int32_t i = 0; i < input_count; ++i) {
-      const Port& port = op().inputs[i];
+      const Port& port = port_at(i);
       require(inputs[i].nbDims == port.rank, op(),
               std::string("input ") + port.name + " must have " + std::to_string(port.rank) + " dimensions, found " +
                   std::to_string(inputs[i].nbDims));
+      all[given_[static_cast<std::size_t>(i)]] = inputs[i];
     }
-    adapter_.output_shapes(inputs, attributes_, outputs, builder);
+    for (const auto& [input, resource] : settings_.resources) {
+      for (std::int32_t d = 0; d < resource.desc.dims.nbDims; ++d) {
+        all[input].d[all[input].nbDims++] = builder.constant(resource.desc.dims.d[d]);
+      }
+    }
+    adapter_.output_shapes(all, attributes(), outputs, builder);
     return kSuccess;
   });
 }
@@ -112,7 +136,7 @@ bool Plugin::supportsFormatCombination(std::int32_t position, const DynamicPlugi
   const Operator& described = op();
   if (input_count != inputs() || output_count != described.output_count) return false;
   const Port& port = port_at(position);
-  const Encoding encoding = encoding_of(described, attributes_);
+  const Encoding encoding = encoding_of(described, attributes());
   const PluginTensorDesc& tensor = tensors[position].desc;
   if (tensor.format != nvinfer1::TensorFormat::kLINEAR || !is_allowed(described, port, tensor.type, encoding))
     return false;
@@ -132,9 +156,13 @@ std::int32_t Plugin::configurePlugin(const DynamicPluginTensorDesc*, std::int32_
 
 std::size_t Plugin::getWorkspaceSize(const DynamicPluginTensorDesc* inputs, std::int32_t input_count,
                                      const DynamicPluginTensorDesc*, std::int32_t) const noexcept {
-  nvinfer1::Dims largest[sizeof op().inputs / sizeof *op().inputs];
-  for (std::int32_t i = 0; i < std::min(input_count, this->inputs()); ++i) largest[i] = inputs[i].max;
-  return adapter_.workspace(largest, attributes_);
+  std::vector<PluginTensorDesc> given(given_.size());
+  for (std::size_t i = 0; i < std::min(given.size(), static_cast<std::size_t>(input_count)); ++i) {
+    given[i].dims = inputs[i].max;
+  }
+  std::vector<nvinfer1::Dims> largest;
+  for (const PluginTensorDesc& tensor : all_inputs(given.data())) largest.push_back(tensor.dims);
+  return adapter_.workspace(largest.data(), attributes());
 }
 
 std::int32_t Plugin::getNbTactics() noexcept { return static_cast<std::int32_t>(adapter_.tactics.size()); }
@@ -144,10 +172,10 @@ std::int32_t Plugin::getValidTactics(std::int32_t* tactics, std::int32_t count) 
   return kSuccess;
 }
 
-// The attributes are all that makes one plugin of an operator faster than another; TensorRT adds shapes and formats.
-const char* Plugin::getTimingCacheID() noexcept { return attribute_text_.c_str(); }
+// TensorRT adds the inputs' shapes and formats.
+const char* Plugin::getTimingCacheID() noexcept { return text_.c_str(); }
 
-const char* Plugin::getMetadataString() noexcept { return attribute_text_.c_str(); }
+const char* Plugin::getMetadataString() noexcept { return text_.c_str(); }
 
 std::int32_t Plugin::setTactic(std::int32_t tactic) noexcept {
   return guarded(op().name, kFailure, [&] {
@@ -163,22 +191,39 @@ std::int32_t Plugin::onShapeChange(const PluginTensorDesc* inputs, std::int32_t 
                                    std::int32_t) noexcept {
   return guarded(op().name, kFailure, [&] {
     require_inputs(input_count);
-    adapter_.check(BoundShapes(op(), shapes_of(inputs, input_count)), attributes_);
+    adapter_.check(BoundShapes(op(), shapes_of(all_inputs(inputs))), attributes());
     return kSuccess;
   });
 }
 
 std::int32_t Plugin::enqueue(const PluginTensorDesc* input_descs, const PluginTensorDesc*, const void* const* inputs,
                              void* const* outputs, void* workspace, cudaStream_t stream) noexcept {
+  const std::vector<PluginTensorDesc> descs = all_inputs(input_descs);
+  const void* data[kMostInputs]{};
+  for (std::size_t i = 0; i < given_.size(); ++i) data[given_[i]] = inputs[i];
+  for (const auto& [input, resident] : residents_) data[input] = resident->data;
+  if (residents_.size() != settings_.resources.size()) {
+    log_error(std::string(op().name) + ": runs only in an execution context, which loads its tables");
+    return kFailure;
+  }
   const UltramemLaunch launch =
-      adapter_.launch({input_descs, inputs, outputs, workspace, tactic_, stream}, attributes_);
+      adapter_.launch({descs.data(), data, outputs, workspace, tactic_, stream}, attributes());
   if (launch.code == ULTRAMEM_OK && launch.cuda_error == 0) return kSuccess;
   log_error(std::string(op().name) + ": the kernel was not launched: code " + std::to_string(launch.code) +
             ", CUDA error " + std::to_string(launch.cuda_error));
   return kFailure;
 }
 
-nvinfer1::IPluginV3* Plugin::attachToContext(nvinfer1::IPluginResourceContext*) noexcept { return clone(); }
+// A context's plugins hold its tables: the first context of a process loads them, the last one lets go.
+nvinfer1::IPluginV3* Plugin::attachToContext(nvinfer1::IPluginResourceContext*) noexcept {
+  return guarded(op().name, static_cast<Plugin*>(nullptr), [&] {
+    std::unique_ptr<Plugin> copy(static_cast<Plugin*>(clone()));
+    for (const auto& [input, resource] : settings_.resources) {
+      copy->residents_.emplace(input, find_resident(resource));
+    }
+    return copy.release();
+  });
+}
 
 const nvinfer1::PluginFieldCollection* Plugin::getFieldsToSerialize() noexcept { return fields_.get(); }
 

@@ -3,7 +3,10 @@
 
 #include <NvInferRuntime.h>
 
+#include <map>
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "adapters.h"
 #include "fields.h"
@@ -17,7 +20,7 @@ class Plugin final : public nvinfer1::IPluginV3,
                      public nvinfer1::IPluginV3OneBuild,
                      public nvinfer1::IPluginV3OneRuntime {
  public:
-  Plugin(const Adapter& adapter, Attributes attributes);
+  Plugin(const Adapter& adapter, Settings settings);
 
   // IPluginV3
   nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override;
@@ -60,18 +63,26 @@ class Plugin final : public nvinfer1::IPluginV3,
   const nvinfer1::PluginFieldCollection* getFieldsToSerialize() noexcept override;
 
  private:
+  static constexpr std::size_t kMostInputs = sizeof(Operator::inputs) / sizeof(Port);
+
   const Operator& op() const { return adapter_.op; }
-  std::int32_t inputs() const { return input_count(op(), attributes_); }
-  // Port number `position` of inputs and outputs counted through.
+  const Attributes& attributes() const { return settings_.attributes; }
+  // Inputs of the node: those of the description but for the tables that the plugin brings.
+  std::int32_t inputs() const { return static_cast<std::int32_t>(given_.size()); }
+  // Port number `position` of the node's inputs and outputs counted through.
   const Port& port_at(std::int32_t position) const;
   // Throws BadInput where a node has another number of inputs.
   void require_inputs(std::int32_t found) const;
+  // The inputs in the order of the description: the node's, and our own tables in their places.
+  std::vector<nvinfer1::PluginTensorDesc> all_inputs(const nvinfer1::PluginTensorDesc* given) const;
 
   const Adapter& adapter_;
-  Attributes attributes_;
-  std::string attribute_text_;
+  Settings settings_;
+  std::vector<std::size_t> given_;  // numbers of the description's inputs that the node has
+  std::string text_;
   Fields fields_;
   std::int32_t tactic_ = 0;
+  std::map<int, std::shared_ptr<const tables::Resident>> residents_;  // of settings_.resources, once attached
 };
 
 }  // namespace ultramem::tensorrt

@@ -195,8 +195,8 @@ def test_the_three_parts_move_together(copied: Path) -> None:
     (lambda e: e.write_bytes(b"x" * e.stat().st_size), "not the engine that v1.engine.json describes"),
     (lambda e: shutil.rmtree(e.parent / "v1.model"), "v1.model/ with its tables is not beside it"),
     (lambda e: manifest_path(e).unlink(), "its manifest v1.engine.json is not beside it"),
-    (lambda e: manifest_path(e).write_text("{}"), "format None, this release reads 1"),
-    (lambda e: manifest_path(e).write_text('{"format": 1}'), "Field required; build the engine again|Missing"),
+    (lambda e: manifest_path(e).write_text("{}"), "format None, this release reads 2"),
+    (lambda e: manifest_path(e).write_text('{"format": 2}'), "Field required; build the engine again|Missing"),
     (lambda e: next((e.parent / "v1.model").glob("model-memory*")).unlink(), "model-memory.*cannot be read|missing"),
     (lambda e: next((e.parent / "v1.model").glob("model-memory*")).write_bytes(b"0" * 99), "changed|not the one"),
 ])  # fmt: skip

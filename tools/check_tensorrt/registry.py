@@ -52,9 +52,15 @@ def good_fields(operator: Operator) -> dict[str, Any]:
     return {attribute.name: np.array([attribute.default or 1], np.int64) for attribute in operator.attributes}
 
 
+def field_names(operator: Operator) -> set[str]:
+    """Of attributes, and of tables that a plugin may bring itself."""
+    own = {port.name for port in operator.inputs if port.name in ("table", "scales")}
+    return own | {attribute.name for attribute in operator.attributes}
+
+
 def _works(trt: ModuleType, registry: Any, operator: Operator) -> bool:
     creator = registry.get_creator(operator.name, str(VERSION), DOMAIN)
-    if creator is None or {field.name for field in creator.field_names} != set(good_fields(operator)):
+    if creator is None or {field.name for field in creator.field_names} != field_names(operator):
         return False
     good = good_fields(operator)
     first = next(iter(good))
@@ -69,7 +75,8 @@ def _works(trt: ModuleType, registry: Any, operator: Operator) -> bool:
 
 
 def _field_type(trt: ModuleType, array: Any) -> Any:
-    return trt.PluginFieldType.INT64 if array.dtype == np.int64 else trt.PluginFieldType.FLOAT32
+    known = {"int64": trt.PluginFieldType.INT64, "int8": trt.PluginFieldType.CHAR}
+    return known.get(array.dtype.name, trt.PluginFieldType.FLOAT32)
 
 
 @contextlib.contextmanager

@@ -41,7 +41,15 @@ def _workspace(ctx: click.Context, param: click.Parameter, value: str | None) ->
     type=click.Choice(["portable", "plugin"]),
     help="The memory operators as standard ones or as plugins. Default: plugin for tensorrt.",
 )
+@click.option(
+    "--tables",
+    type=click.Choice(["inputs", "resource"]),
+    default="inputs",
+    show_default=True,
+    help="Tables as inputs that the runner binds, or loaded by the plugins themselves.",
+)
 @click.option("--workspace", metavar="SIZE", callback=_workspace, help="Scratch memory that a layer may take.")
+@click.option("--aux-streams", type=int, help="CUDA streams for branches that can run beside others.")
 @click.option(
     "--timing-cache", type=click.Path(dir_okay=False, path_type=Path), help="Timings to start from and to write back."
 )

@@ -45,8 +45,9 @@ def build(
     """Canonical checkpoint or bundle -> TensorRT engine `out`, its manifest `out`.json, and OUT.model beside them.
 
     OUT.model is the portable bundle that the engine is built from and reads its tables from. `options` are the other
-    fields of `converters.engine.BuildOptions`: shapes, dtype, mode, weight_streaming, hardware_compatible,
-    version_compatible, embed_plugin, trace. Raises CheckFailed where the last `verify` of `src` or OUT.model failed.
+    fields of `converters.engine.BuildOptions`: shapes, dtype, mode, tables, aux_streams, weight_streaming,
+    hardware_compatible, version_compatible, embed_plugin, trace. Raises CheckFailed where the last `verify` of `src` or
+    of OUT.model failed.
     """
     from ..converters.engine import BuildOptions, build_engine, check_request
     from ..converters.onnx import export_onnx

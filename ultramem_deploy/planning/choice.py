@@ -115,7 +115,8 @@ def _plain(spec: ModelSpec, index: int, items: ItemBytes) -> str:
 
 def _automatic(spec: ModelSpec, index: int, items: ItemBytes, batches: Sequence[int], room: Room) -> tuple[Choice, int]:
     """The choice and the bytes of new tables that it takes."""
-    against = obstacle("expand", spec, index, items)
+    found = obstacle("expand", spec, index, items)
+    against = found and f"the layer {found}"
     if against is None:
         needed = _new_table_bytes(spec, index, "expand", items)
         trade = _Trade.of(spec, index, items, batches)
@@ -126,7 +127,8 @@ def _automatic(spec: ModelSpec, index: int, items: ItemBytes, batches: Sequence[
     needed = _new_table_bytes(spec, index, fold, items)
     if needed > room.disk:
         fold, needed = ("keys" if spec.memory[index].key_norm else "none"), 0
-    return Choice(fold, f"{_gain(spec, index, fold, items)}; {against}"), needed
+    gain = _gain(spec, index, fold, items)
+    return Choice(fold, f"{gain}; {against}" if gain else f"nothing to fold: {against}"), needed
 
 
 def _with_rank_one(spec: ModelSpec, index: int, items: ItemBytes, batches: Sequence[int], choice: Choice) -> Choice:
@@ -218,7 +220,7 @@ def _gain(spec: ModelSpec, index: int, fold: str, items: ItemBytes) -> str:
     layer = spec.memory[index]
     keys = f"Norm_k on {key_numbers(layer):,} key numbers a step vanishes" if layer.key_norm else ""
     if fold != "shuffle":
-        return keys if fold == "keys" else "nothing to fold"
+        return keys if fold == "keys" else ""
     held = size(layer.virtual_slots * items.shuffle)
     if orders(spec, index):
         words = f"rows lie in retrieval order and the shuffle ({held}) vanishes"

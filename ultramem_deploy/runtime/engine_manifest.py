@@ -16,14 +16,18 @@ from ..errors import InputError
 from .cuda_driver import Gpu
 from .engine_backends import Backend, find_backend
 
-FORMAT = 1
+FORMAT = 2
 SUFFIX = ".engine"
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 
 @dataclass(frozen=True)
 class TableBinding:
-    """An engine input that is a table: the tensor, its bytes in a file of the model directory, that file's SHA-256."""
+    """A table of an engine: the tensor, its bytes in a file of the model directory, that file's SHA-256.
+
+    fingerprint: of the table's bytes, as `table_fingerprint` gives it. resource: the plugins load it; otherwise it is
+    an input of the engine.
+    """
 
     __pydantic_config__ = _STRICT
 
@@ -34,6 +38,8 @@ class TableBinding:
     dtype: str
     shape: list[int]
     sha256: str
+    fingerprint: str
+    resource: bool
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class Manifest:
     identity: SHA-256 of source, options, tool and backend version. cuda: major version of the backend's package. gpu:
     what it was built on ({name, capability, cuda}), None where it was built without. engine: {bytes, sha256}. model:
     the directory beside the engine with the tables, the description and the tokenizer. profiles: {name, shapes:
-    {input: {min, opt, max}}} in the engine's order. tables: by input name.
+    {input: {min, opt, max}}} in the engine's order. tables: by the name that the graph gives them.
     """
 
     __pydantic_config__ = _STRICT

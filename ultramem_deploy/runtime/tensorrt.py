@@ -15,7 +15,7 @@ from .engine_manifest import check_engine, check_machine, check_model, read_mani
 from .ort_model import description_fingerprint
 from .plugins import tensorrt_library
 from .tensorrt_engine import LoadedEngine, load_tables
-from .tensorrt_plugins import load_plugins
+from .tensorrt_plugins import add_tables, load_plugins
 
 PREFILL, DECODE = 0, 1
 
@@ -36,7 +36,9 @@ def open_engine(path: Path) -> TensorRTRunner:
         raise InputError(f"{path}: {manifest.model}/config.json does not describe it; build the engine again")
     runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
     if manifest.plugin and not manifest.plugin.embedded:
-        load_plugins(trt, tensorrt_library())
+        library = tensorrt_library()
+        load_plugins(trt, library)
+        add_tables(library, directory)
     # A version-compatible engine brings the code that runs it; we built it, its hash says so.
     runtime.engine_host_code_allowed = bool(manifest.options.get("version_compatible"))
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
@@ -45,7 +47,8 @@ def open_engine(path: Path) -> TensorRTRunner:
     if manifest.options.get("weight_streaming"):
         engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
     device = torch.device("cuda")
-    loaded = LoadedEngine(engine, manifest, load_tables(directory, manifest.tables, device), device)
+    bound = {name: table for name, table in manifest.tables.items() if not table.resource}
+    loaded = LoadedEngine(engine, manifest, load_tables(directory, bound, device), device)
     return TensorRTRunner(spec, loaded, keep=runtime)
 
 

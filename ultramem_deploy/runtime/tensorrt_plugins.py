@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,3 +25,8 @@ def load_plugins(trt: Any, library: Path | None) -> None:
                 f"{library or 'the engine'}: offers TensorRT {trt.__version__} no plugin {operator.name} version "
                 f"{VERSION} in {DOMAIN}; build the library of this release with `make plugins`"
             )
+
+
+def add_tables(library: Path, folder: Path) -> None:
+    """Let plugins whose tables are resources look for them in `folder`, before those that were named earlier."""
+    ctypes.CDLL(str(library)).ultramem_add_tables(os.fsencode(folder))

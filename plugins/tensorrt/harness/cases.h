@@ -5,6 +5,7 @@
 #include <NvInferRuntime.h>
 
 #include <cstdint>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -14,13 +15,16 @@ namespace ultramem::harness {
 
 using nvinfer1::DataType;
 
-// A field of one int64, or of what `type` and `length` say instead.
+// A field of one int64, or of what `type` and `length` say instead; of `text` where there is any.
 struct Field {
   std::string name;
-  std::int64_t value;
+  std::int64_t value = 0;
   nvinfer1::PluginFieldType type = nvinfer1::PluginFieldType::kINT64;
   std::int32_t length = 1;
+  std::string text = {};
 };
+
+Field text_field(const std::string& name, const std::string& text);
 
 struct Tensor {
   std::vector<std::string> dims;  // each a free dimension
@@ -35,6 +39,7 @@ struct Output {
 struct Case {
   std::string name;
   std::vector<Field> fields;
+  std::set<std::string> own_tables;  // fields that may stand for inputs
   std::vector<std::vector<Field>> wrong_fields;
   std::vector<Tensor> inputs;
   std::vector<Output> outputs;

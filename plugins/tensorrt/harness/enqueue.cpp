@@ -1,168 +1,144 @@
 #include "enqueue.h"
 
-#include <cmath>
-#include <cstring>
-#include <random>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
 
-#include "reference.h"
+#include "../../tables/fingerprint.h"
 #include "tensors.h"
+#include "values.h"
 
 namespace ultramem::harness {
 namespace {
 
-// Float32 sums of the few dozen terms that a case has, beside float64; scores and sums are of the order of 1 to 100.
-constexpr double kTolerance = 2e-4;
+using nvinfer1::PluginTensorDesc;
 
-// A tensor as the kernels see it and as the formula does.
-struct Value {
-  std::vector<std::byte> bytes;
-  Numbers numbers;
-  Indices indices;
+nvinfer1::IPluginV3OneRuntime& runtime_of(nvinfer1::IPluginV3& plugin) {
+  return *static_cast<nvinfer1::IPluginV3OneRuntime*>(
+      plugin.getCapabilityInterface(nvinfer1::PluginCapabilityType::kRUNTIME));
+}
+
+// What a node is given: descriptions of its inputs and then of its outputs, and the inputs' addresses.
+struct Given {
+  std::vector<PluginTensorDesc> descs;
+  std::vector<const void*> inputs;
 };
 
-template <typename T>
-void append(std::vector<std::byte>& bytes, T value) {
-  const auto* begin = reinterpret_cast<const std::byte*>(&value);
-  bytes.insert(bytes.end(), begin, begin + sizeof value);
-}
-
-double decode_float8(unsigned byte) {
-  const int exponent = static_cast<int>(byte >> 3 & 15u), mantissa = static_cast<int>(byte & 7u);
-  const double size = exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(8 + mantissa, exponent - 10);
-  return byte & 0x80u ? -size : size;
-}
-
-// Draws tensors of every kind, always the same ones.
-class Source {
- public:
-  Value draw(const std::string& kind, std::int64_t count, std::int64_t addresses) {
-    Value value;
-    for (std::int64_t i = 0; i < count; ++i) {
-      if (kind == "index") {
-        value.indices.push_back(std::uniform_int_distribution<std::int64_t>(0, addresses - 1)(generator_));
-        append(value.bytes, value.indices.back());
-      } else if (kind == "activation" || kind == "table" || kind == "scale") {
-        const float number = std::normal_distribution<float>()(generator_);
-        value.numbers.push_back(number);
-        append(value.bytes, number);
-      } else {
-        append_codes(kind, value);
-      }
-    }
-    return value;
+void run(nvinfer1::IPluginV3& plugin, const Case& c, const Given& given, const std::vector<Numbers>& wanted,
+         Memory& memory, Report& report) {
+  nvinfer1::IPluginV3OneRuntime& runtime = runtime_of(plugin);
+  const auto in = static_cast<std::int32_t>(given.inputs.size()), out = static_cast<std::int32_t>(c.outputs.size());
+  const PluginTensorDesc *descs = given.descs.data(), *output_descs = descs + in;
+  std::vector<void*> outputs;
+  std::vector<std::size_t> sizes;
+  for (std::size_t o = 0; o < c.outputs.size(); ++o) {
+    const std::size_t each = c.outputs[o].kind == "index" ? 8 : 4;
+    sizes.push_back(static_cast<std::size_t>(count_of(output_descs[o].dims)) * each);
+    outputs.push_back(memory.place(std::vector<std::byte>(sizes.back(), std::byte{0xff})));  // NaN
   }
+  report.expect(runtime.onShapeChange(descs, in, output_descs, out) == 0, c.name + ": sizes of a run");
+  report.expect(runtime.enqueue(descs, output_descs, given.inputs.data(), outputs.data(), nullptr, nullptr) == 0,
+                c.name + ": enqueue");
+  for (std::size_t o = 0; o < outputs.size(); ++o) {
+    const Numbers found = numbers_of(memory.read(outputs[o], sizes[o]), c.outputs[o].kind == "index");
+    report.expect(are_close(found, wanted[o]),
+                  c.name + " over " + c.inputs.front().kind + ": output " + std::to_string(o));
+  }
+}
+
+bool is_own(const Tensor& input) {
+  return input.kind == "scale" || input.kind == "table" || input.kind.find(" table") != std::string::npos;
+}
+
+// A folder of its own that goes with this object.
+class Folder {
+ public:
+  Folder() {
+    std::string name = (std::filesystem::temp_directory_path() / "ultramem-XXXXXX").string();
+    if (mkdtemp(name.data()) != nullptr) path_ = name;
+  }
+  Folder(const Folder&) = delete;
+  Folder& operator=(const Folder&) = delete;
+  ~Folder() { std::filesystem::remove_all(path_); }
+  const std::string& path() const { return path_; }
 
  private:
-  // One byte of a quantised table.
-  void append_codes(const std::string& kind, Value& value) {
-    unsigned byte = std::uniform_int_distribution<unsigned>(0, 255)(generator_);
-    if (kind == "float8 table") {
-      byte &= 0xbfu;  // below 2, and never NaN
-      value.numbers.push_back(decode_float8(byte));
-    } else if (kind == "int8 table") {
-      byte &= 0x8fu;
-      value.numbers.push_back(static_cast<std::int8_t>(static_cast<std::uint8_t>(byte)) / 1.0);
-    } else {
-      value.numbers.push_back(static_cast<int>(byte & 15u) - 8);
-      value.numbers.push_back(static_cast<int>(byte >> 4) - 8);
-    }
-    append(value.bytes, static_cast<std::uint8_t>(byte));
-  }
-
-  std::mt19937 generator_{5};
+  std::string path_;
 };
 
-std::int64_t count_of(const nvinfer1::Dims& dims) {
-  std::int64_t count = 1;
-  for (std::int32_t d = 0; d < dims.nbDims; ++d) count *= dims.d[d];
-  return count;
+// The field that says where a tensor lies in the model's file and what it is.
+Field own_field(const Tensor& input, const PluginTensorDesc& desc, const Value& value, std::int64_t offset) {
+  std::string text = desc.type == DataType::kFLOAT ? "float32 " : "int8 ";
+  for (std::int32_t d = 0; d < desc.dims.nbDims; ++d) text += (d == 0 ? "" : "x") + std::to_string(desc.dims.d[d]);
+  text += " " + std::to_string(offset) + " ";
+  text += tables::fingerprint(value.bytes.data(), static_cast<std::int64_t>(value.bytes.size())) + " model of one";
+  return text_field(input.kind == "scale" ? "scales" : "table", text);
 }
 
-std::int64_t field(const Case& c, const std::string& name) {
-  for (const Field& f : c.fields) {
-    if (f.name == name) return f.value;
+// The contexts that a host makes of one engine: both hold the same tables, and each runs after the engine is gone.
+void check_contexts(PluginPtr plugin, const Case& c, const Given& given, const std::vector<Numbers>& wanted,
+                    Memory& memory, Report& report) {
+  report.expect(
+      runtime_of(*plugin).enqueue(given.descs.data(), nullptr, given.inputs.data(), nullptr, nullptr, nullptr) != 0,
+      c.name + ": without a context there is no table to read");
+  PluginPtr contexts[] = {PluginPtr(runtime_of(*plugin).attachToContext(nullptr)),
+                          PluginPtr(runtime_of(*plugin).attachToContext(nullptr))};
+  plugin.reset();
+  for (PluginPtr& context : contexts) {
+    report.expect(context != nullptr, c.name + ": attached, its tables loaded");
+    if (context != nullptr) run(*context, c, given, wanted, memory, report);
+    context.reset();
   }
-  return 0;
-}
-
-std::vector<Value> draw_inputs(const Case& c, const Tensors& tensors) {
-  Source source;
-  std::vector<Value> values;
-  for (std::size_t i = 0; i < c.inputs.size(); ++i) {
-    const std::int64_t addresses =
-        c.sizes.count("N") == 0 ? 1 : c.sizes.at("N") * std::max<std::int64_t>(1, field(c, "blocks"));
-    values.push_back(source.draw(c.inputs[i].kind, count_of(tensors.all[i].desc.dims), addresses));
-  }
-  if (c.inputs.back().kind == "scale") {  // the formula's table is the decoded one
-    Numbers& table = values.front().numbers;
-    const std::size_t width = table.size() / values.back().numbers.size();
-    for (std::size_t i = 0; i < table.size(); ++i) table[i] *= values.back().numbers[i / width];
-  }
-  return values;
-}
-
-// What every output must hold, indices as numbers.
-std::vector<Numbers> expected(const Case& c, const std::vector<Value>& in) {
-  const auto size = [&](const char* name) { return c.sizes.at(name); };
-  if (c.name == "TuckerTopK") {
-    const TopK sizes = {size("H"), size("R"), size("n_row"), size("n_col"), size("M"), field(c, "k")};
-    const Retrieved all = tucker_topk(sizes, in[0].numbers, in[1].numbers, in[2].numbers, in[3].numbers, in[4].numbers);
-    return {all.scores, Numbers(all.indices.begin(), all.indices.end())};
-  }
-  if (c.name == "SparseGate") {
-    return {sparse_gate_swiglu(size("N"), size("P"), size("K"), in[0].numbers, in[1].indices, in[2].numbers)};
-  }
-  const auto width = static_cast<std::int64_t>(in[0].numbers.size()) / size("N");
-  const Lookup sizes = {size("N"), width, size("K"), size("M"), field(c, "blocks")};
-  return {sparse_lookup(sizes, in[0].numbers, in[1].indices, in[2].numbers)};
-}
-
-Numbers numbers_of(const std::vector<std::byte>& bytes, bool indices) {
-  Numbers numbers;
-  for (std::size_t at = 0; at < bytes.size(); at += indices ? 8 : 4) {
-    std::int64_t index = 0;
-    float number = 0;
-    std::memcpy(indices ? static_cast<void*>(&index) : &number, bytes.data() + at, indices ? 8 : 4);
-    numbers.push_back(indices ? static_cast<double>(index) : number);
-  }
-  return numbers;
-}
-
-bool close(const Numbers& found, const Numbers& wanted) {
-  if (found.size() != wanted.size()) return false;
-  for (std::size_t i = 0; i < found.size(); ++i) {
-    if (!(std::abs(found[i] - wanted[i]) <= kTolerance * (1 + std::abs(wanted[i])))) return false;
-  }
-  return true;
 }
 
 }  // namespace
 
 void enqueue(nvinfer1::IPluginCreatorV3One& creator, const Case& c, Memory& memory, Report& report) {
   const PluginPtr plugin = create(creator, c.fields, nvinfer1::TensorRTPhase::kRUNTIME);
-  auto& runtime = *static_cast<nvinfer1::IPluginV3OneRuntime*>(
-      plugin->getCapabilityInterface(nvinfer1::PluginCapabilityType::kRUNTIME));
   const Tensors tensors = tensors_of(c, c.sizes);
-  const std::vector<nvinfer1::PluginTensorDesc> descs = tensors.descs();
-  const auto in = static_cast<std::int32_t>(c.inputs.size()), out = static_cast<std::int32_t>(c.outputs.size());
   const std::vector<Value> values = draw_inputs(c, tensors);
-  std::vector<const void*> inputs;
-  std::vector<void*> outputs;
-  std::vector<std::size_t> sizes;
-  for (const Value& value : values) inputs.push_back(memory.place(value.bytes));
-  for (std::size_t o = 0; o < c.outputs.size(); ++o) {
-    const std::size_t each = c.outputs[o].kind == "index" ? 8 : 4;
-    sizes.push_back(static_cast<std::size_t>(count_of(descs[c.inputs.size() + o].dims)) * each);
-    outputs.push_back(memory.place(std::vector<std::byte>(sizes.back(), std::byte{0xff})));  // NaN
+  Given given{tensors.descs(), {}};
+  for (const Value& value : values) given.inputs.push_back(memory.place(value.bytes));
+  run(*plugin, c, given, expected_outputs(c, values), memory, report);
+}
+
+void enqueue_with_own_tables(nvinfer1::IPluginCreatorV3One& creator, const Case& c, AddTables add_tables,
+                             Memory& memory, Report& report) {
+  if (!is_own(c.inputs.front())) return;
+  const Tensors tensors = tensors_of(c, c.sizes);
+  const std::vector<PluginTensorDesc> descs = tensors.descs();
+  const std::vector<Value> values = draw_inputs(c, tensors);
+  std::vector<Field> fields = c.fields;
+  std::vector<char> file(16);  // as if a header came first
+  Given given;
+  for (std::size_t i = 0; i < c.inputs.size(); ++i) {
+    if (is_own(c.inputs[i])) {
+      fields.push_back(own_field(c.inputs[i], descs[i], values[i], static_cast<std::int64_t>(file.size())));
+      const auto* bytes = reinterpret_cast<const char*>(values[i].bytes.data());
+      file.insert(file.end(), bytes, bytes + values[i].bytes.size());
+    } else {
+      given.descs.push_back(descs[i]);
+      given.inputs.push_back(memory.place(values[i].bytes));
+    }
   }
-  report.expect(runtime.onShapeChange(descs.data(), in, descs.data() + in, out) == 0, c.name + ": sizes of a run");
-  report.expect(runtime.enqueue(descs.data(), descs.data() + in, inputs.data(), outputs.data(), nullptr, nullptr) == 0,
-                c.name + ": enqueue");
-  const std::vector<Numbers> wanted = expected(c, values);
-  for (std::size_t o = 0; o < outputs.size(); ++o) {
-    const Numbers found = numbers_of(memory.read(outputs[o], sizes[o]), c.outputs[o].kind == "index");
-    report.expect(close(found, wanted[o]), c.name + " over " + c.inputs.front().kind + ": output " + std::to_string(o));
-  }
+  given.descs.insert(given.descs.end(), descs.begin() + static_cast<std::ptrdiff_t>(c.inputs.size()), descs.end());
+
+  PluginPtr plugin = create(creator, fields, nvinfer1::TensorRTPhase::kRUNTIME);
+  report.expect(plugin != nullptr, c.name + ": created with tables of its own");
+  if (plugin == nullptr) return;
+  const Folder other, folder;
+  file[16] ^= 1;
+  std::ofstream(other.path() + "/model of one", std::ios::binary)
+      .write(file.data(), static_cast<std::streamsize>(file.size()));
+  add_tables(other.path().c_str());
+  report.expect(PluginPtr(runtime_of(*plugin).attachToContext(nullptr)) == nullptr,
+                c.name + ": another model's table of that name is refused");
+  file[16] ^= 1;
+  std::ofstream(folder.path() + "/model of one", std::ios::binary)
+      .write(file.data(), static_cast<std::streamsize>(file.size()));
+  add_tables(folder.path().c_str());
+  add_tables(other.path().c_str());  // which is looked at first
+  check_contexts(std::move(plugin), c, given, expected_outputs(c, values), memory, report);
 }
 
 }  // namespace ultramem::harness

@@ -63,8 +63,9 @@ int main(int argc, char** argv) {
   }
   const auto get_creators = reinterpret_cast<GetCreators>(dlsym(library, "getCreators"));
   const auto set_logger_finder = reinterpret_cast<SetLoggerFinder>(dlsym(library, "setLoggerFinder"));
-  if (get_creators == nullptr || set_logger_finder == nullptr) {
-    std::fprintf(stderr, "%s exports no getCreators or no setLoggerFinder\n", argv[1]);
+  const auto add_tables = reinterpret_cast<AddTables>(dlsym(library, "ultramem_add_tables"));
+  if (get_creators == nullptr || set_logger_finder == nullptr || add_tables == nullptr) {
+    std::fprintf(stderr, "%s exports no getCreators, setLoggerFinder or ultramem_add_tables\n", argv[1]);
     return 2;
   }
   static Finder finder;
@@ -80,6 +81,7 @@ int main(int argc, char** argv) {
     report.expect(finder.logger.errors >= before + static_cast<int>(c.wrong_fields.size() + c.wrong_sizes.size()),
                   c.name + ": every refusal was logged");
     if (memory != nullptr) enqueue(*creator, c, *memory, report);
+    if (memory != nullptr) enqueue_with_own_tables(*creator, c, add_tables, *memory, report);
   }
   std::printf("%d checks, %d failed\n", report.checks(), report.failures());
   return report.failures() == 0 ? 0 : 1;

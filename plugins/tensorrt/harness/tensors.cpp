@@ -23,7 +23,10 @@ DynamicPluginTensorDesc tensor_of(const std::vector<std::string>& dims, DataType
 
 PluginPtr create(nvinfer1::IPluginCreatorV3One& creator, const std::vector<Field>& fields, TensorRTPhase phase) {
   std::vector<PluginField> given;
-  for (const Field& field : fields) given.emplace_back(field.name.c_str(), &field.value, field.type, field.length);
+  for (const Field& field : fields) {
+    const void* data = field.text.empty() ? static_cast<const void*>(&field.value) : field.text.data();
+    given.emplace_back(field.name.c_str(), data, field.type, field.length);
+  }
   const PluginFieldCollection collection = {static_cast<std::int32_t>(given.size()), given.data()};
   return PluginPtr(creator.createPlugin("node", &collection, phase));
 }

@@ -95,10 +95,14 @@ def test_trace_shows_the_memory(built: Any) -> None:
 
 
 def test_the_manifest_says_what_the_engine_needs(built: Any, rtx: Any) -> None:
-    out, result = built(builders.V1, weight_streaming=True, workspace="64MiB")
+    out, result = built(builders.V1, weight_streaming=True, workspace="64MiB", aux_streams=2)
     manifest = read_manifest(out)
     assert (manifest.backend, manifest.backend_version) == ("tensorrt-rtx", rtx.__version__)
-    assert manifest.options["weight_streaming"] and manifest.options["workspace"] == 64 << 20
+    assert (
+        manifest.options["aux_streams"] == 2
+        and manifest.options["weight_streaming"]
+        and manifest.options["workspace"] == 64 << 20
+    )
     check_engine(out, manifest)
     directory = check_model(out, manifest)
     info = Checkpoint.open(directory).info("tables.t.values")
@@ -138,6 +142,9 @@ def test_a_bundle_for_another_target_builds_too(rtx: Any, tmp_path: Path) -> Non
     ({"mode": "plugin"}, "--mode plugin: tensorrt-rtx takes no plugins; use --mode portable, or --backend tensorrt"),
     ({"timing_cache": "cache"}, "--timing-cache: tensorrt-rtx has no such thing: it chooses kernels when"),
     ({"version_compatible": True}, "--version-compatible: tensorrt-rtx has no such thing: its package holds no lean"),
+    ({"tables": "files"}, "--tables: expected one of inputs, resource, found 'files'"),
+    ({"tables": "resource"}, "--tables resource: only plugins that lie beside the engine load tables; use"),
+    ({"aux_streams": -1}, "--aux-streams: expected 0 or more, found -1"),
     ({"embed_plugin": True}, "--embed-plugin: only an engine of --mode plugin"),
     ({"workspace": "much"}, "--workspace: expected a size"),
     ({"shapes": "1x1,2x2"}, "--shapes: expected MIN,OPT,MAX"),

@@ -15,14 +15,23 @@ from onnx import TensorProto, helper
 
 from tests import builders
 from tests.ops.cases import ENCODINGS, decoded, normal, quantised
+from tools.check_tensorrt import registry
+from ultramem_deploy import pipeline
+from ultramem_deploy.checkpoint import Checkpoint
 from ultramem_deploy.converters.engine import BuildOptions
 from ultramem_deploy.converters.engine.builder import EngineBuilder
-from ultramem_deploy.converters.engine.graph import inline_operators, mark_plugins, take_tables_out
+from ultramem_deploy.converters.engine.graph import (
+    hand_tables_to_plugins,
+    inline_operators,
+    mark_plugins,
+    take_tables_out,
+)
 from ultramem_deploy.converters.engine.profiles import Profile, Range
 from ultramem_deploy.converters.onnx import export_onnx
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.ops import DOMAIN, VERSION
 from ultramem_deploy.ops.sparse_lookup import OPERATOR
+from ultramem_deploy.runtime.bundle_files import table_fingerprint
 from ultramem_deploy.runtime.engine_backends import TENSORRT_RTX
 from ultramem_deploy.runtime.plugins import tensorrt_library
 from ultramem_deploy.runtime.tensorrt_plugins import load_plugins
@@ -82,6 +91,61 @@ def test_plugins_are_marked(tmp_path: Path) -> None:
     for node in ours:
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         assert attributes["plugin_namespace"] == b"ai.ultramem" and attributes["plugin_version"] == b"1"
+
+
+@pytest.fixture
+def own_tables(tmp_path: Path) -> tuple[onnx.ModelProto, set[str], Path]:
+    """A quantised model whose plugins bring their tables: graph, names of the tables, bundle."""
+    source = builders.write_checkpoint(tmp_path / "c", builders.V2)
+    pipeline.quantize(source, tmp_path / "q", tables="int8")
+    export_onnx(tmp_path / "q", tmp_path / "p", target="portable")
+    model = onnx.load(tmp_path / "p" / "model.onnx", load_external_data=False)
+    tables = take_tables_out(model)
+    marked = mark_plugins(model)
+    return marked, hand_tables_to_plugins(marked, tables, tmp_path / "p"), tmp_path / "p"
+
+
+def test_plugins_bring_their_tables(own_tables: tuple[onnx.ModelProto, set[str], Path]) -> None:
+    """Values and scales are fields, not inputs; shuffles, which other nodes read, stay inputs."""
+    model, handed, bundle = own_tables
+    tensors = Checkpoint.open(bundle).tensors
+    left = {value.name for value in model.graph.input}
+    assert "tables.t.values" in handed and not handed & left and "memory.0.shuffle" in left
+    assert not any(name.startswith("tables.") for node in model.graph.node for name in node.input)
+    for node in model.graph.node:
+        fields = {a.name: a.s.decode() for a in node.attribute if a.name in ("table", "scales")}
+        assert bool(fields) == (node.op_type in ("SparseLookup", "SparseGate"))
+        if node.op_type == "SparseLookup":
+            info = tensors["tables.t.values"]
+            dtype, shape, offset, fingerprint, file = fields["table"].split()
+            assert (dtype, shape, int(offset), file) == ("int8", "60x16", info.offset, info.file.name)
+            assert fingerprint == table_fingerprint(bundle / file, info.offset, info.nbytes)
+            assert fields["scales"].startswith("float32 60 ") and len(node.input) == 2
+
+
+def test_tensorrt_makes_plugins_with_tables_of_their_own(
+    own_tables: tuple[onnx.ModelProto, set[str], Path],
+) -> None:
+    """The fields as the graph has them, by TensorRT's own registry."""
+    trt = registry.runtime()
+    try:
+        library = tensorrt_library()
+    except InputError as error:
+        pytest.skip(str(error))
+    if trt is None:
+        pytest.skip(registry.MISSING)
+    load_plugins(trt, library)
+    for node in own_tables[0].graph.node:
+        if node.domain == DOMAIN and node.op_type != "TuckerTopK":
+            creator = trt.get_plugin_registry().get_creator(node.op_type, "1", DOMAIN)
+            fields: dict[str, Any] = {}
+            for a in node.attribute:
+                if not a.name.startswith("plugin_"):
+                    text = np.frombuffer(a.s, np.int8)
+                    fields[a.name] = text if a.type == onnx.AttributeProto.STRING else np.array([a.i])
+            assert registry.create(trt, creator, fields) is not None
+            fields.pop("scales")
+            assert registry.create(trt, creator, fields) is None
 
 
 def test_the_library_offers_every_plugin() -> None:
