@@ -71,6 +71,30 @@ def test_a_saved_model_is_a_canonical_checkpoint(written: Written, tmp_path: Pat
     assert found["max_abs_logit_error"] < 1e-3
 
 
+def test_a_shard_called_model_is_no_whole_checkpoint(tmp_path: Path) -> None:
+    """`convert` links transformers' model.safetensors; what upcycling adds lies beside it, in the index."""
+    config = transformers.LlamaConfig(
+        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
+    b.write_tokenizer(tmp_path / "llama")
+    um.convert(tmp_path / "llama", tmp_path / "dense")
+    um.upcycle(tmp_path / "dense", tmp_path / "new", knum=8, key_width=8, value_width=16, top_m=4)
+    text = b.write_text(tmp_path / "text.txt")
+    um.heal(tmp_path / "new", tmp_path / "upcycled", text=text, steps=1, batch=2, length=16)
+    assert (tmp_path / "upcycled" / "model.safetensors").is_file()
+    for kind in (transformers.AutoModelForCausalLM, hf.UltraMemForCausalLM):
+        model = kind.from_pretrained(tmp_path / "upcycled")
+        ours = load(tmp_path / "upcycled")
+        assert all(torch.equal(value, ours.state_dict()[name]) for name, value in model.state_dict().items())
+    _, info = hf.UltraMemForCausalLM.from_pretrained(tmp_path / "upcycled", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    (tmp_path / "upcycled" / "model.safetensors.index.json").unlink()
+    with pytest.raises(InputError, match=r"tensor memory\.0\.col_keys \(\d+ in all\) is missing"):
+        opened(tmp_path / "upcycled")
+
+
 def test_shards_of_a_saved_model(written: Written, tmp_path: Path) -> None:
     path = written(b.V1)
     opened(path).save_pretrained(tmp_path / "saved", max_shard_size="8KB")
@@ -145,12 +169,16 @@ def test_a_training_step(written: Written, kind: str) -> None:
 def test_factors_follow_the_core_in_training_alone(written: Written, tmp_path: Path, when: str) -> None:
     model = opened(written(b.V1))
     layer = model.memory[0]
-    before, other = layer.u.clone(), layer.v.clone()
+    before = layer.u.clone()
     with torch.no_grad():
         layer.core.copy_(torch.tensor([[3.0, 0.5], [0.2, 1.0]]))
     model(IDS)
-    assert torch.equal(layer.u, before)
-    model.train()
+    model.train().eval().save_pretrained(tmp_path / "saved")
+    assert torch.equal(layer.u, before), "nothing was trained"
+    model.train()(IDS)
+    before, other = layer.u.clone(), layer.v.clone()
+    with torch.no_grad():
+        layer.core.copy_(torch.tensor([[0.3, 2.0], [1.0, 0.5]]))
     if when == "save":
         model.save_pretrained(tmp_path / "saved")
         layer = load(tmp_path / "saved").memory_layers[0]

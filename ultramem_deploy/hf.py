@@ -9,7 +9,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +29,10 @@ from transformers import (
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils.hub import cached_file
 
+from .checkpoint import Checkpoint
 from .errors import InputError
 from .model import UltraMemModel
 from .model.cache import KVCache
@@ -35,6 +40,8 @@ from .model.memory import MemoryLayer, ValueTable
 from .model.norms import Norm
 from .spec import MODEL_TYPE, ModelSpec
 
+_EMBEDDING = "model.embed_tokens.weight"
+_WHERE = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 _SPEC_KEYS = ("decoder", "memory", "tables", "tokens", "source_family", "format_version")
 
 
@@ -91,6 +98,12 @@ class UltraMemConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         return self.to_dict()
 
 
+def _dense_dtype(path: Path) -> torch.dtype:
+    known = Checkpoint.open(path).info(_EMBEDDING).dtype if path.is_dir() else "float32"
+    dtype: torch.dtype = getattr(torch, known)
+    return dtype
+
+
 def _trainable(described: dict[str, Any]) -> ModelSpec:
     spec = ModelSpec.from_config({"model_type": MODEL_TYPE, **described})
     codes = [f"table {name!r} ({table.storage})" for name, table in spec.tables.items() if table.storage != "float"]
@@ -108,6 +121,7 @@ class UltraMemForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-
     base_model_prefix = "model"
     _no_split_modules = ["Block", "MemoryLayer"]  # noqa: RUF012
     _supports_sdpa = True
+    _trained = False
 
     def __init__(self, config: UltraMemConfig) -> None:
         super().__init__(config)
@@ -115,6 +129,30 @@ class UltraMemForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             self.add_module(name, module)
         self.post_init()  # type: ignore[no-untyped-call]
         self._name_tokens()
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, path: str | os.PathLike[str], *arguments: Any, config: Any = None, **options: Any
+    ) -> Any:
+        """As any model's, but for three things: a checkpoint's index comes before a shard that is called
+        `model.safetensors`; dtype "auto" is that of the dense weights (float32 of a checkpoint that is not here yet);
+        and a tensor that is missing is an InputError, not a random one."""
+        if not isinstance(config, UltraMemConfig):
+            config, options = UltraMemConfig.from_pretrained(config or path, return_unused_kwargs=True, **options)
+        told = {key: options[key] for key in _WHERE if key in options}
+        if cached_file(path, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False, **told):
+            config.transformers_weights = SAFE_WEIGHTS_INDEX_NAME
+        if options.get("dtype", "auto") == "auto":
+            options["dtype"] = _dense_dtype(Path(path, options.get("subfolder", "")))
+        wants_info = options.pop("output_loading_info", False)
+        loaded: Any = super().from_pretrained(path, *arguments, config=config, output_loading_info=True, **options)
+        model, info = loaded
+        missing = sorted(map(str, info["missing_keys"]))
+        if missing:
+            raise InputError(
+                f"{path}: tensor {missing[0]} ({len(missing)} in all) is missing: get the checkpoint again"
+            )
+        return (model, info) if wants_info else model
 
     def _network(self) -> UltraMemModel:
         """The decoder over the modules as they are now: adapters and resized embeddings take the place of some."""
@@ -127,19 +165,19 @@ class UltraMemForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-
 
     def train(self, mode: bool = True) -> UltraMemForCausalLM:
         """As any module's; whoever stops training gets u and v of the cores as they are then."""
-        if self.training and not mode:
+        if not mode:
             self._follow_cores()
         super().train(mode)
         return self
 
     def save_pretrained(self, *arguments: Any, **options: Any) -> None:
         """As any model's; u and v of a model in training are those of its cores."""
-        if self.training:
-            self._follow_cores()
+        self._follow_cores()
         super().save_pretrained(*arguments, **options)
 
     def _follow_cores(self) -> None:
-        for layer in self._network().memory_layers:
+        """Bring u and v up to date where an optimizer may have moved the cores since the last forward pass."""
+        for layer in self._network().memory_layers if self._trained else ():
             if layer.spec.scoring == "tucker" and layer.core.requires_grad:
                 layer.follow_core()
 
@@ -171,6 +209,7 @@ class UltraMemForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-
             raise InputError(f"attention_mask: expected [B, S], found {found}: leave cache_implementation out")
         network = self._network()
         if self.training:
+            self._trained = True
             self._follow_cores()
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
