@@ -25,6 +25,7 @@ from .devices import open_device
 from .models import changed_tensors, source_model, training_model
 from .options import HealOptions
 from .run import Progress, Run
+from .schedule import with_rates
 from .train import Trainer
 
 SAVE_EVERY = 25
@@ -57,6 +58,7 @@ def heal_checkpoint(
     check_options(spec, options)
     check_gradients(spec, source, options.train)
     check_source(spec, distil, retain, options)
+    options = with_rates(options, spec, source)
     if picture:
         check_plot(picture)
     corpus, kept = load_corpus(text), load_corpus(retain) if retain else None
