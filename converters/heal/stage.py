@@ -84,7 +84,7 @@ def heal_checkpoint(
 
 
 def _settings(options: HealOptions, corpus: Corpus, kept: Corpus | None) -> dict[str, Any]:
-    """All that decides the output; the text to retain only where there is one, so that other outputs stay valid."""
+    """All that decides the output."""
     settings = {**asdict(options), "text": corpus.name, "text_sha256": corpus.sha256}
     return settings | ({"retain": kept.name, "retain_sha256": kept.sha256} if kept else {})
 
