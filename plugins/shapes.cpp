@@ -5,6 +5,8 @@
 namespace ultramem {
 namespace {
 
+constexpr std::size_t kMostSymbols = 16;
+
 // "[T, H, R, n_row]"
 std::string symbols(const Port& port) {
   std::string text = "[";
@@ -20,31 +22,29 @@ std::string to_string(const Shape& shape) {
   return text + "]";
 }
 
-void require(bool condition, const Operator& op, const std::string& problem) {
-  if (!condition) throw BadInput(std::string(op.name) + ": " + problem);
-}
+void refuse(const Operator& op, const std::string& problem) { throw BadInput(std::string(op.name) + ": " + problem); }
 
 BoundShapes::BoundShapes(const Operator& op, const std::vector<Shape>& inputs) {
   std::size_t needed = 0;
   while (needed < static_cast<std::size_t>(op.input_count) && !op.inputs[needed].optional) ++needed;
-  require(needed <= inputs.size() && inputs.size() <= static_cast<std::size_t>(op.input_count), op,
-          "expected " + std::to_string(needed) + " to " + std::to_string(op.input_count) + " inputs, found " +
-              std::to_string(inputs.size()));
+  require(needed <= inputs.size() && inputs.size() <= static_cast<std::size_t>(op.input_count), op, "expected ", needed,
+          " to ", op.input_count, " inputs, found ", inputs.size());
+  bindings_.reserve(kMostSymbols);
   for (std::size_t i = 0; i < inputs.size(); ++i) bind(op, op.inputs[i], inputs[i]);
 }
 
 void BoundShapes::bind(const Operator& op, const Port& port, const Shape& shape) {
-  const std::string where =
-      std::string("input ") + port.name + " must be " + symbols(port) + ", found " + to_string(shape);
-  require(shape.size() == static_cast<std::size_t>(port.rank), op, where);
+  const auto where = [&] {
+    return std::string("input ") + port.name + " must be " + symbols(port) + ", found " + to_string(shape);
+  };
+  if (shape.size() != static_cast<std::size_t>(port.rank)) refuse(op, where());
   for (int d = 0; d < port.rank; ++d) {
     const char* symbol = port.shape[d];
     const std::int64_t size = shape[static_cast<std::size_t>(d)];
     if (const Binding* known = find(symbol); known == nullptr) {
       bindings_.push_back({symbol, port.name, size});
     } else if (known->size != size) {
-      throw BadInput(std::string(op.name) + ": " + where + ": " + symbol + " is " + std::to_string(known->size) +
-                     " in " + known->port);
+      refuse(op, where() + ": " + symbol + " is " + std::to_string(known->size) + " in " + known->port);
     }
   }
 }

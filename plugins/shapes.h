@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -21,8 +22,16 @@ using Shape = std::vector<std::int64_t>;
 // "[3, 16, 2]"
 std::string to_string(const Shape& shape);
 
-// Throws BadInput unless `condition`.
-void require(bool condition, const Operator& op, const std::string& problem);
+[[noreturn]] void refuse(const Operator& op, const std::string& problem);
+
+// Throws BadInput unless `condition`. The parts of the problem become a text only then: a check runs at every call.
+template <typename... Parts>
+void require(bool condition, const Operator& op, const Parts&... parts) {
+  if (condition) return;
+  std::ostringstream problem;
+  (problem << ... << parts);
+  refuse(op, problem.str());
+}
 
 // The value that each symbol of the description has in the shapes at hand.
 class BoundShapes {

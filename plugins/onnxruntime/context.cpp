@@ -1,5 +1,6 @@
 #include "context.h"
 
+#include <cstring>
 #include <memory>
 #include <new>
 #include <string>
@@ -9,7 +10,7 @@ namespace {
 
 bool is_allowed(const Operator& op, const Port& port, ElementType type) {
   for (int v = 0; v < op.type_count; ++v) {
-    if (std::string(op.types[v].name) != port.type) continue;
+    if (std::strcmp(op.types[v].name, port.type) != 0) continue;
     for (int a = 0; a < op.types[v].allowed_count; ++a) {
       if (op.types[v].allowed[a] == type) return true;
     }
@@ -59,6 +60,7 @@ std::size_t byte_size(const Input& input) {
 
 std::vector<Input> Context::inputs() const {
   std::vector<Input> all;
+  all.reserve(static_cast<std::size_t>(op_.input_count));
   for (int i = 0; i < op_.input_count; ++i) {
     if (!op_.inputs[i].optional || value(i) != nullptr) all.push_back(input(i));
   }
@@ -78,12 +80,11 @@ const OrtValue* Context::value(int index) const {
 Input Context::input(int index) const {
   const Port& port = op_.inputs[index];
   const OrtValue* value = this->value(index);
-  require(value != nullptr, op_, std::string("input ") + port.name + " is missing");
+  require(value != nullptr, op_, "input ", port.name, " is missing");
 
   Input input = input_of(api_, value);
-  require(is_allowed(op_, port, input.type), op_,
-          std::string("input ") + port.name + " has ONNX element type " +
-              std::to_string(static_cast<std::int32_t>(input.type)) + ", which the operator does not take");
+  require(is_allowed(op_, port, input.type), op_, "input ", port.name, " has ONNX element type ",
+          static_cast<std::int32_t>(input.type), ", which the operator does not take");
   const UltramemPlace place = tables_.at(input.data);
   input.data = place.data;
   input.read_ahead = place.read_ahead != 0;
@@ -94,7 +95,7 @@ void* Context::output(int index, const Shape& shape) const {
   OrtValue* value = nullptr;
   check(ort::KernelContextGetOutput::of(api_)(host_, static_cast<std::size_t>(index), shape.data(), shape.size(),
                                               &value));
-  require(value != nullptr, op_, std::string("output ") + op_.outputs[index].name + " is not connected");
+  require(value != nullptr, op_, "output ", op_.outputs[index].name, " is not connected");
   void* data = nullptr;
   check(ort::GetTensorMutableData::of(api_)(value, &data));
   return data;

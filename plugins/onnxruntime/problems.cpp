@@ -14,6 +14,7 @@ constexpr std::int64_t kMostBlocks = 1 << 20;
 
 std::vector<Shape> shapes_of(const std::vector<Input>& inputs) {
   std::vector<Shape> shapes;
+  shapes.reserve(inputs.size());
   for (const Input& input : inputs) shapes.push_back(input.shape);
   return shapes;
 }
@@ -57,9 +58,8 @@ UltramemTable table_of(const Operator& op, const std::vector<Input>& inputs, std
                        std::int64_t encoding) {
   const Input& table = inputs[0];
   const bool scaled = encoding != static_cast<std::int64_t>(Encoding::kFloat);
-  require((inputs.size() > scales) == scaled, op,
-          std::string("input scales must be ") + (scaled ? "given" : "absent") + " for encoding " +
-              std::to_string(encoding));
+  require((inputs.size() > scales) == scaled, op, "input scales must be ", scaled ? "given" : "absent",
+          " for encoding ", encoding);
   const UltramemType type = stored_type(op, table.type, encoding);
   const std::int64_t width = table.shape[1] * (type == ULTRAMEM_INT4 ? 2 : 1);
   const float* scale = scaled ? static_cast<const float*>(inputs[scales].data) : nullptr;
@@ -67,8 +67,7 @@ UltramemTable table_of(const Operator& op, const std::vector<Input>& inputs, std
 }
 
 void require_between(const Context& context, const char* attribute, std::int64_t value, std::int64_t most) {
-  require(1 <= value && value <= most, context.op(),
-          std::string(attribute) + " must be in [1, " + std::to_string(most) + "], found " + std::to_string(value));
+  require(1 <= value && value <= most, context.op(), attribute, " must be in [1, ", most, "], found ", value);
 }
 
 }  // namespace
@@ -80,9 +79,8 @@ UltramemSparseLookup lookup_problem(const Context& context, const std::int64_t* 
   const UltramemTable table = table_of(context.op(), inputs, kScales, attributes[kEncoding]);
   const std::int64_t blocks = attributes[kBlocks], width = table.width, cores = size["M"];
   require_between(context, "blocks", blocks, kMostBlocks);
-  require(
-      cores >= 1 && width % cores == 0, context.op(),
-      "the " + std::to_string(cores) + " cores of input scores must divide the table's width " + std::to_string(width));
+  require(cores >= 1 && width % cores == 0, context.op(), "the ", cores,
+          " cores of input scores must divide the table's width ", width);
 
   UltramemSparseLookup problem{};
   problem.table = table;
@@ -107,9 +105,8 @@ UltramemSparseGate gate_problem(const Context& context, const std::int64_t* attr
   const UltramemTable table = table_of(context.op(), inputs, kScales, attributes[kEncoding]);
   const auto activation = static_cast<UltramemActivation>(attributes[kActivation]);
   const std::int64_t width = (activation == ULTRAMEM_SWIGLU ? 2 : 1) * size["P"];
-  require(table.width == width, context.op(),
-          "input table must be " + std::to_string(width) + " wide (x is " + std::to_string(size["P"]) +
-              " wide, activation " + std::to_string(activation) + "), found " + std::to_string(table.width));
+  require(table.width == width, context.op(), "input table must be ", width, " wide (x is ", size["P"],
+          " wide, activation ", activation, "), found ", table.width);
 
   UltramemSparseGate problem{};
   problem.table = table;
@@ -131,12 +128,11 @@ UltramemTuckerTopK topk_problem(const Context& context, const std::int64_t* attr
   const std::int64_t k = attributes[kK], n_row = size["n_row"], n_col = size["n_col"];
   require_between(context, "k", k, ULTRAMEM_MOST_KEPT);
   require(size["R"] >= 1 && size["M"] >= 1, context.op(), "input core must have at least one core and one rank");
-  require(std::max(n_row, n_col) <= ULTRAMEM_MOST_KEYS, context.op(),
-          "a side must have at most " + std::to_string(ULTRAMEM_MOST_KEYS) + " keys");
+  require(std::max(n_row, n_col) <= ULTRAMEM_MOST_KEYS, context.op(), "a side must have at most ", ULTRAMEM_MOST_KEYS,
+          " keys");
   const std::int64_t k_row = std::min(k, n_row), k_col = std::min(k, n_col);
-  require(k_col >= 1 && (k - 1) / k_col < k_row, context.op(),
-          "k is " + std::to_string(k) + ", but " + std::to_string(n_row) + " rows and " + std::to_string(n_col) +
-              " columns leave only " + std::to_string(k_row * k_col) + " pairs");
+  require(k_col >= 1 && (k - 1) / k_col < k_row, context.op(), "k is ", k, ", but ", n_row, " rows and ", n_col,
+          " columns leave only ", k_row * k_col, " pairs");
 
   UltramemTuckerTopK problem{};
   problem.row_scores = inputs[kRowScores].data;

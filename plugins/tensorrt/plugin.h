@@ -82,7 +82,7 @@ class Plugin final : public nvinfer1::IPluginV3,
   std::string text_;
   Fields fields_;
   std::int32_t tactic_ = 0;
-  std::map<int, std::shared_ptr<const tables::Resident>> residents_;  // of settings_.resources, once attached
+  std::map<int, std::shared_ptr<const gpu_tables::Resident>> residents_;  // of settings_.resources, once attached
 };
 
 }  // namespace ultramem::tensorrt

@@ -14,22 +14,31 @@ from tests.cpp.conftest import Bundled
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 FUZZ_EXECUTIONS = 100_000
+CMAKE = shutil.which("cmake") or str(Path(sys.executable).with_name("cmake"))
 
 
 def built(sanitizers: str) -> Path:
     """The folder of test programs, compiled with these sanitizers; kept between runs."""
-    cmake = shutil.which("cmake") or str(Path(sys.executable).with_name("cmake"))
     build = CHECKOUT / "build" / f"cpp-{sanitizers.partition(',')[0]}"
     options = [
         "-DULTRAMEM_CHECKS=ON", "-DULTRAMEM_RUNTIME=ON", f"-DULTRAMEM_SANITIZERS={sanitizers}",
         "-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS_RELEASE=-O1", f"-DPython3_EXECUTABLE={sys.executable}",
     ]  # fmt: skip
-    targets = ["runtime_tests", "threads_test", "fuzz_readers", "stub_ort"]
-    compile_them = [cmake, "--build", build, "-j2", "--target", *targets]
-    for command in ([cmake, "-S", CHECKOUT, "-B", build, "-G", "Ninja", *options], compile_them):
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stdout + result.stderr
+    run_cmake([CMAKE, "-S", CHECKOUT, "-B", build, "-G", "Ninja", *options])
+    for target in ("runtime_tests", "threads_test", "fuzz_readers", "stub_ort"):
+        compiled(build / "tests" / "cpp", target)
     return build / "tests" / "cpp"
+
+
+def compiled(folder: Path, target: str) -> Path:
+    """A program of the folder that `built` gives."""
+    run_cmake([CMAKE, "--build", folder.parents[1], "-j2", "--target", target])
+    return folder / target
+
+
+def run_cmake(command: list[str | Path]) -> None:
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.fixture(scope="session")

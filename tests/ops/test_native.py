@@ -67,3 +67,25 @@ def test_shapes_that_do_not_fit_never_reach_a_kernel(calls: list[str]) -> None:
     with pytest.raises((RuntimeError, ValueError)):
         sparse_lookup(table, ADDRESSES, torch.ones(1, 3, 1), 2)
     assert not calls
+
+
+@pytest.mark.parametrize("n_row, n_col, k", [(360, 300, 16), (747, 570, 568), (8968, 151, 45), (1300, 1200, 1100)])
+@pytest.mark.parametrize("size", [2, 1000])
+def test_selection_is_exact_among_ties_and_zeros(n_row: int, n_col: int, k: int, size: int) -> None:
+    """Whole numbers, whose sums are exact, against stable sorts: several blocks of scores, thresholds at 0, ties."""
+    generator = torch.Generator().manual_seed(k)
+
+    def whole(limit: int, *shape: int) -> torch.Tensor:
+        return torch.randint(-limit, limit, shape, generator=generator).float()
+
+    row, col, core = whole(size, 2, 1, 2, n_row), whole(size, 2, 1, 2, n_col), whole(3, 1, 1, 2, 2)
+    u, v = whole(3, 1, 2), whole(3, 1, 2)
+    _, found = native.tucker_topk(row, col, u, v, core, k)
+    for token in range(2):
+        i, j = (
+            (factor @ side[token, 0])[0].sort(descending=True, stable=True).indices[:k]
+            for factor, side in ((u, row), (v, col))
+        )
+        grid = row[token, 0][:, i].T @ core[0, 0] @ col[token, 0][:, j]
+        best = grid.flatten().sort(descending=True, stable=True).indices[:k]
+        assert found[token].tolist() == (i[best // len(j)] * n_col + j[best % len(j)]).tolist()

@@ -32,10 +32,13 @@ struct Candidate {
 struct TuckerTopKScratch {
   static constexpr std::int64_t kWidestVector = 16;
 
-  // A selector prunes when it holds more than this many times what it keeps. One vector may take it beyond, and the
-  // next is stored whole before its lanes are counted.
-  static constexpr std::int64_t kPruneAt = 4;
-  static std::int64_t capacity(std::int64_t keep) { return kPruneAt * keep + 2 * kWidestVector; }
+  // A selector prunes when it holds more than this many times what it keeps. So many vectors are looked at together,
+  // and may take it beyond; the last of them is stored whole before its lanes are counted.
+  static constexpr std::int64_t kPruneAt = 4, kTogether = 4;
+  static std::int64_t capacity(std::int64_t keep) { return kPruneAt * keep + (kTogether + 1) * kWidestVector; }
+
+  // Scores of a block lie in the first-level cache between being computed and being selected.
+  static constexpr std::int64_t kBlock = 8192;
 
   TuckerTopKScratch(const UltramemTuckerTopK& problem, void* base)
       : k_row(problem.k < problem.n_row ? problem.k : problem.n_row),
@@ -49,6 +52,8 @@ struct TuckerTopKScratch {
     // No side keeps more than k, so the selectors of both stages take turns with these two.
     offered = static_cast<float*>(take(capacity(problem.k), sizeof(float)));
     positions = static_cast<std::uint32_t*>(take(capacity(problem.k), sizeof(std::uint32_t)));
+    block = static_cast<float*>(take(kBlock + kWidestVector, sizeof(float)));
+    maxima = static_cast<float*>(take(capacity(problem.k), sizeof(float)));
     rows = static_cast<Candidate*>(take(k_row, sizeof(Candidate)));
     cols = static_cast<Candidate*>(take(k_col, sizeof(Candidate)));
     pairs = static_cast<Candidate*>(take(problem.k, sizeof(Candidate)));
@@ -63,6 +68,8 @@ struct TuckerTopKScratch {
   std::int64_t k_col;
   float* offered;
   std::uint32_t* positions;
+  float* block;
+  float* maxima;  // of groups of a block
   Candidate* rows;
   Candidate* cols;
   Candidate* pairs;  // position i * k_col + j on the kept grid

@@ -81,6 +81,28 @@ struct Simd {
       *positions++ = position + lane;
     }
   }
+  static void move_lanes(const float* scores, const std::uint32_t* positions, std::uint32_t lanes, float* to,
+                         std::uint32_t* positions_to) {
+    for (; lanes != 0; lanes &= lanes - 1) {
+      const int lane = __builtin_ctz(lanes);
+      *to++ = scores[lane];
+      *positions_to++ = positions[lane];
+    }
+  }
+  static Vector larger(Vector a, Vector b) { return _mm256_max_ps(a, b); }
+  static Vector smaller(Vector a, Vector b) { return _mm256_min_ps(a, b); }
+  static Vector count_greater(Vector counts, Vector a, Vector b) {
+    return _mm256_add_ps(counts, _mm256_and_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ), splat(1)));
+  }
+  static Vector count_not_less(Vector counts, Vector a, Vector b) {
+    return _mm256_add_ps(counts, _mm256_and_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ), splat(1)));
+  }
+  static Vector count_equal_after(Vector counts, Vector a, Vector b, std::int64_t lane) {
+    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i after = _mm256_cmpgt_epi32(lanes, _mm256_set1_epi32(static_cast<int>(lane)));
+    const Vector counted = _mm256_and_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ), _mm256_castsi256_ps(after));
+    return _mm256_add_ps(counts, _mm256_and_ps(counted, splat(1)));
+  }
 
  private:
   // The second and third quarters change places.

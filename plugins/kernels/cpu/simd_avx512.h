@@ -74,6 +74,24 @@ struct Simd {
     store(to, _mm512_maskz_compress_ps(mask, scores));
     _mm512_storeu_si512(positions, _mm512_maskz_compress_epi32(mask, numbered));
   }
+  static void move_lanes(const float* scores, const std::uint32_t* positions, std::uint32_t lanes, float* to,
+                         std::uint32_t* positions_to) {
+    const auto mask = static_cast<__mmask16>(lanes);
+    store(to, _mm512_maskz_compress_ps(mask, load(scores)));
+    _mm512_storeu_si512(positions_to, _mm512_maskz_compress_epi32(mask, _mm512_loadu_si512(positions)));
+  }
+  static Vector larger(Vector a, Vector b) { return _mm512_max_ps(a, b); }
+  static Vector smaller(Vector a, Vector b) { return _mm512_min_ps(a, b); }
+  static Vector count_greater(Vector counts, Vector a, Vector b) {
+    return _mm512_mask_add_ps(counts, _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), counts, splat(1));
+  }
+  static Vector count_not_less(Vector counts, Vector a, Vector b) {
+    return _mm512_mask_add_ps(counts, _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ), counts, splat(1));
+  }
+  static Vector count_equal_after(Vector counts, Vector a, Vector b, std::int64_t lane) {
+    const auto after = static_cast<__mmask16>(0xfffeu << lane);
+    return _mm512_mask_add_ps(counts, _mm512_mask_cmp_ps_mask(after, a, b, _CMP_EQ_OQ), counts, splat(1));
+  }
 
  private:
   static Vector int4_codes() { return _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7); }

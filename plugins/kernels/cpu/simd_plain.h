@@ -42,6 +42,19 @@ struct Simd {
     *to = scores;
     *positions = position;
   }
+  // The lanes set of kWidth scores and positions in memory, side by side, at places that may be the same or before.
+  static void move_lanes(const float* scores, const std::uint32_t* positions, std::uint32_t, float* to,
+                         std::uint32_t* positions_to) {
+    *to = *scores;
+    *positions_to = *positions;
+  }
+  static Vector larger(Vector a, Vector b) { return a > b ? a : b; }
+  static Vector smaller(Vector a, Vector b) { return a < b ? a : b; }
+  // One more where a > b, or where it is not less.
+  static Vector count_greater(Vector counts, Vector a, Vector b) { return counts + (a > b ? 1.0f : 0.0f); }
+  static Vector count_not_less(Vector counts, Vector a, Vector b) { return counts + (a >= b ? 1.0f : 0.0f); }
+  // One more in the lanes after `lane` where a = b.
+  static Vector count_equal_after(Vector counts, Vector, Vector, std::int64_t) { return counts; }
   // One bit a lane: a > b.
   static std::uint32_t greater(Vector a, Vector b) { return a > b ? 1u : 0u; }
 };

@@ -19,19 +19,36 @@ Vector load_up_to(const T* from, std::int64_t count) {
   return count >= Simd::kWidth ? Simd::load(from) : load_partial(from, count);
 }
 
-// The sums over r of weights[r] * scores[r, at .. at + kWidth), for scores [rank, n].
+// The sums over r of weights[r] * scores[r, at .. at + kWidth), for scores [rank, n], as the selector takes them.
 template <typename T, typename W>
 Vector weigh(const T* scores, const W* weights, std::int64_t rank, std::int64_t n, std::int64_t at) {
   Vector sums = Simd::splat(0);
   for (std::int64_t r = 0; r < rank; ++r) {
     sums = Simd::multiply_add(Simd::splat(to_float(weights[r])), load_up_to(scores + r * n + at, n - at), sums);
   }
-  return sums;
+  return Selector::ordered(sums);
+}
+
+// `weigh` of whole vectors from `begin` on, to `to`, with a rank that the compiler knows; returns the first position
+// left.
+template <std::int64_t kRank, typename T, typename W>
+std::int64_t weigh_whole(const T* scores, const W* weights, std::int64_t n, std::int64_t begin, std::int64_t end,
+                         float* to) {
+  Vector factors[kRank];
+  for (std::int64_t r = 0; r < kRank; ++r) factors[r] = Simd::splat(to_float(weights[r]));
+  for (; begin + Simd::kWidth <= end; begin += Simd::kWidth, to += Simd::kWidth) {
+    Vector sums = Simd::splat(0);
+    for (std::int64_t r = 0; r < kRank; ++r) {
+      sums = Simd::multiply_add(factors[r], Simd::load(scores + r * n + begin), sums);
+    }
+    Simd::store(to, Selector::ordered(sums));
+  }
+  return begin;
 }
 
 // Offers the first `few` positions of scores [rank, n], weighted by weights [rank], counting from `base`.
 template <typename T, typename W>
-void offer_all(Selector& selector, const T* scores, const W* weights, std::int64_t rank, std::int64_t n,
+void offer_few(Selector& selector, const T* scores, const W* weights, std::int64_t rank, std::int64_t n,
                std::int64_t few, std::int64_t base) {
   for (std::int64_t at = 0; at < few; at += Simd::kWidth) {
     const std::int64_t count = few - at < Simd::kWidth ? few - at : Simd::kWidth;
@@ -39,12 +56,25 @@ void offer_all(Selector& selector, const T* scores, const W* weights, std::int64
   }
 }
 
+// Positions [begin, end) of scores [rank, n], weighted by weights [rank], to `to`, in whole vectors.
+template <typename T, typename W>
+void weigh_all(const T* scores, const W* weights, std::int64_t rank, std::int64_t n, std::int64_t begin,
+               std::int64_t end, float* to) {
+  constexpr std::int64_t kUsualRank = 2;
+  std::int64_t at = rank == kUsualRank ? weigh_whole<kUsualRank>(scores, weights, n, begin, end, to) : begin;
+  for (; at < end; at += Simd::kWidth) Simd::store(to + at - begin, weigh(scores, weights, rank, n, at));
+}
+
 // Stage 1 of one side: the best `keep` positions into `best`, and their scores of each rank into kept [rank, keep].
 template <typename T>
 void keep_side(const TuckerTopKScratch& scratch, const T* scores, const T* weights, std::int64_t rank, std::int64_t n,
                std::int64_t keep, Candidate* best, float* kept) {
   Selector selector(scratch, keep);
-  offer_all(selector, scores, weights, rank, n, n, 0);
+  for (std::int64_t begin = 0; begin < n; begin += Selector::kBlock) {
+    const std::int64_t end = smaller_of(begin + Selector::kBlock, n);
+    weigh_all(scores, weights, rank, n, begin, end, selector.block());
+    selector.offer_block(begin, end - begin);
+  }
   selector.finish(best);
   for (std::int64_t r = 0; r < rank; ++r) {
     for (std::int64_t i = 0; i < keep; ++i) kept[r * keep + i] = to_float(scores[r * n + best[i].position()]);
@@ -84,18 +114,47 @@ class TuckerTopK {
   void keep_pairs() {
     const float* sum = s_.cores + p_.cores * p_.rank * p_.rank;
     Selector selector(s_, p_.k);
-    const bool falls = falls_both_ways(sum);
-    for (std::int64_t i = 0; i < s_.k_row; ++i) {
-      // The pairs above and to the left are no worse: beyond k of them a pair has no place, and the rest is a
-      // staircase.
-      const std::int64_t stairs = p_.k / (i + 1), few = falls && stairs < s_.k_col ? stairs : s_.k_col;
-      for (std::int64_t b = 0; b < p_.rank; ++b) {
-        s_.left[b] = 0;
-        for (std::int64_t a = 0; a < p_.rank; ++a) s_.left[b] += s_.row[a * s_.k_row + i] * sum[a * p_.rank + b];
-      }
-      offer_all(selector, s_.col, s_.left, p_.rank, s_.k_col, few, i * s_.k_col);
+    if (falls_both_ways(sum)) {
+      offer_stairs(selector, sum);
+    } else {
+      offer_grid(selector, sum);
     }
     selector.finish(s_.pairs);
+  }
+
+  // The pairs above and to the left are no worse: beyond k of them a pair has no place, and the rest is a staircase.
+  void offer_stairs(Selector& selector, const float* sum) {
+    for (std::int64_t i = 0; i < s_.k_row; ++i) {
+      multiply_row(i, sum);
+      const std::int64_t few = smaller_of(p_.k / (i + 1), s_.k_col);
+      offer_few(selector, s_.col, s_.left, p_.rank, s_.k_col, few, i * s_.k_col);
+    }
+  }
+
+  // Whole rows of the grid, as many as fit into a block at a time.
+  void offer_grid(Selector& selector, const float* sum) {
+    std::int64_t held = 0;
+    for (std::int64_t i = 0; i < s_.k_row; ++i) {
+      multiply_row(i, sum);
+      for (std::int64_t begin = 0, end; begin < s_.k_col; begin = end) {
+        end = smaller_of(begin + Selector::kBlock, s_.k_col);
+        if (held + end - begin > Selector::kBlock) {
+          selector.offer_block(i * s_.k_col + begin - held, held);
+          held = 0;
+        }
+        weigh_all(s_.col, s_.left, p_.rank, s_.k_col, begin, end, selector.block() + held);
+        held += end - begin;
+      }
+    }
+    selector.offer_block(s_.k_row * s_.k_col - held, held);
+  }
+
+  // Kept row i times the summed core.
+  void multiply_row(std::int64_t i, const float* sum) {
+    for (std::int64_t b = 0; b < p_.rank; ++b) {
+      s_.left[b] = 0;
+      for (std::int64_t a = 0; a < p_.rank; ++a) s_.left[b] += s_.row[a * s_.k_row + i] * sum[a * p_.rank + b];
+    }
   }
 
   // Whether the kept grid falls along every row and column, as that of additive product keys does: rank 2, scores
@@ -115,7 +174,9 @@ class TuckerTopK {
 
   void write(std::int64_t item) const {
     for (std::int64_t q = 0; q < p_.k; ++q) {
-      const std::int64_t i = s_.pairs[q].position() / s_.k_col, j = s_.pairs[q].position() % s_.k_col;
+      // In 32 bits, which divide faster; positions fit.
+      const auto pair = static_cast<std::uint32_t>(s_.pairs[q].position());
+      const std::int64_t i = pair / static_cast<std::uint32_t>(s_.k_col), j = pair - i * s_.k_col;
       const std::int64_t at = item * p_.k + q;
       p_.indices[at] = s_.rows[i].position() * p_.n_col + s_.cols[j].position();
       for (std::int64_t c = 0; c < p_.cores; ++c) {

@@ -4,7 +4,7 @@
 #include <filesystem>
 #include <fstream>
 
-#include "../../tables/fingerprint.h"
+#include "../../gpu_tables/fingerprint.h"
 #include "tensors.h"
 #include "values.h"
 
@@ -71,7 +71,7 @@ Field own_field(const Tensor& input, const PluginTensorDesc& desc, const Value& 
   std::string text = desc.type == DataType::kFLOAT ? "float32 " : "int8 ";
   for (std::int32_t d = 0; d < desc.dims.nbDims; ++d) text += (d == 0 ? "" : "x") + std::to_string(desc.dims.d[d]);
   text += " " + std::to_string(offset) + " ";
-  text += tables::fingerprint(value.bytes.data(), static_cast<std::int64_t>(value.bytes.size())) + " model of one";
+  text += gpu_tables::fingerprint(value.bytes.data(), static_cast<std::int64_t>(value.bytes.size())) + " model of one";
   return text_field(input.kind == "scale" ? "scales" : "table", text);
 }
 
