@@ -132,15 +132,17 @@ def measure(
     table = choose_table(shape, room)
     kept, skipped = split(shape, table, points, room)
     decoder = Decoder.random(shape, device)
-    ours = _timings(kept, _memory_parts(Memory.random(shape, device, table), operators), decoder, device, repeats)
-    peer = _timings(kept, Experts.random(shape, device).products, decoder, device, repeats)
+    ours, _ = _timings(kept, _memory_parts(Memory.random(shape, device, table), operators), decoder, device, repeats)
+    if device == "cuda":
+        torch.cuda.empty_cache()  # of the tables, whose pieces are too small for the experts
+    peer, failed = _timings(kept, Experts.random(shape, device).products, decoder, device, repeats)
     rows = []
     for batch, kv in kept:
         product, fastest = min(peer[batch, kv].items(), key=lambda item: item[1]["step"])
         found = {"ultramem": ours[batch, kv]["ultramem"], "moe": fastest}
         counted = {kind: step_bytes_of(shape, kind, table, batch, kv) for kind in found}
         rows.append(Row(batch, kv, table, product, found, counted))
-    return rows, skipped
+    return rows, skipped + failed
 
 
 def _memory_parts(memory: Memory, operators: Operators) -> Callable[[int], dict[str, Parts]]:
@@ -149,15 +151,24 @@ def _memory_parts(memory: Memory, operators: Operators) -> Callable[[int], dict[
 
 def _timings(
     points: Sequence[Point], models: Callable[[int], dict[str, Parts]], decoder: Decoder, device: str, repeats: int
-) -> dict[Point, dict[str, Seconds]]:
-    """For each point and way of computing the sparse part: seconds of every part alone and of the step."""
+) -> tuple[dict[Point, dict[str, Seconds]], list[str]]:
+    """For each point and way of computing the sparse part: seconds of every part alone and of the step.
+
+    Also a line for each way that did not run; RuntimeError where none of a point did.
+    """
     found: dict[Point, dict[str, Seconds]] = {}
+    failed = []
     for batch, kv in points:
         shared, found[batch, kv] = decoder.parts(batch, kv), {}
         for name, own in models(batch).items():
-            parts = {part: seconds(action, device, repeats) for part, action in (shared | own).items()}
-            found[batch, kv][name] = parts | {"step": seconds(in_turn(shared, own), device, repeats)}
-    return found
+            try:
+                parts = {part: seconds(action, device, repeats) for part, action in (shared | own).items()}
+                found[batch, kv][name] = parts | {"step": seconds(in_turn(shared, own), device, repeats)}
+            except RuntimeError as error:
+                failed.append(f"{name}, batch {batch}, KV {kv}: {str(error).splitlines()[0]}")
+        if not found[batch, kv]:
+            raise RuntimeError(failed[-1])
+    return found, failed
 
 
 def report(rows: Sequence[Row], skipped: Sequence[str], bandwidth: float) -> None:

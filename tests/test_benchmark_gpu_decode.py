@@ -82,3 +82,15 @@ def test_what_does_not_fit_is_left_out() -> None:
     assert gpu_decode.choose_table(LARGE, 0.8 * 48e9) == "int8"
     cache = step_bytes(LARGE, "moe", 512, 64)["kv"]
     assert gpu_decode.held_bytes(LARGE, "moe", "int8", 512, 64) > cache == 2 * 32 * 512 * 64 * 2048 * 2
+
+
+def test_a_product_that_does_not_run_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("not on this GPU\nand more")
+
+    monkeypatch.setattr("benchmarks.gpu_decode_parts.grouped", broken)
+    rows, skipped = gpu_decode.measure(References(), "cpu", TINY, [(2, 8)], 1e9, 1)
+    assert rows[0].product == "one GEMM an expert" and skipped == ["grouped_mm, batch 2, KV 8: not on this GPU"]
+    monkeypatch.setattr("benchmarks.gpu_decode_parts.one_by_one", broken)
+    with pytest.raises(RuntimeError, match="one GEMM an expert, batch 2, KV 8: not on this GPU"):
+        gpu_decode.measure(References(), "cpu", TINY, [(2, 8)], 1e9, 1)

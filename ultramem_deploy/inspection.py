@@ -14,6 +14,7 @@ from .converters.importers import ImportPlan, Source, open_source, plan_source
 from .errors import InputError
 from .layout import tensor_layout
 from .planning import parameter_counts
+from .runtime.engine_manifest import ENGINE_FILE
 from .spec import MemoryLayerSpec, ModelSpec
 
 ONNX_NAME = "model.onnx"
@@ -40,6 +41,11 @@ def inspect(path: str | Path) -> dict[str, Any]:
     where = Path(path)
     if (where / DELTA_NAME).is_file():
         return describe_delta(where)
+    if (where / ENGINE_FILE).is_file():
+        raise InputError(
+            f"{where}: a bundle for TensorRT, whose weights lie in its engine: inspect the NAME.model that it was "
+            f"built from, or run `ultramem-deploy doctor {where}`"
+        )
     source = open_source(where)
     plan = plan_source(source)
     tensors = _stored(source, plan)

@@ -105,8 +105,12 @@ def _check(bundle: Path, quiet: bool, as_json: bool) -> None:
 
 
 def _summary(result: dict[str, Any]) -> list[str]:
-    plugins = ", ".join(entry["file"] for entry in result["plugins"]) or "no plugin: the program brings its own"
+    plugins = ", ".join(entry["file"] for entry in result["plugins"]) or _without_plugin(result)
     return [
         f"{counted(result['tables'], 'table')} of {size(result['table_bytes'])} for {result['runtime']}; {plugins}",
         f"tokenizer: {'yes' if result['tokenizer'] else 'none; programs pass token ids'}",
     ]
+
+
+def _without_plugin(result: dict[str, Any]) -> str:
+    return "no plugin" if result["runtime"] == "tensorrt" else "no plugin: the program brings its own"

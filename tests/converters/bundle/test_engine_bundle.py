@@ -15,6 +15,7 @@ from ultramem_deploy.bundle_diagnosis import examine
 from ultramem_deploy.checkpoint import Checkpoint
 from ultramem_deploy.converters.bundle import check_bundle, make_bundle
 from ultramem_deploy.errors import CheckFailed, InputError
+from ultramem_deploy.inspection import inspect
 from ultramem_deploy.runtime import cuda_driver
 from ultramem_deploy.runtime.bundle_files import table_fingerprint
 from ultramem_deploy.runtime.opening import home, open_runner
@@ -107,6 +108,13 @@ def test_the_python_runner_opens_it(bundle: Path) -> None:
         open_runner(bundle, "ort")
     with pytest.raises(InputError, match="holds no model.onnx"):
         OrtRunner(bundle)
+
+
+def test_inspect_says_where_to_look(bundle: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"a bundle for TensorRT, whose weights lie in its engine: inspect the NAME\.model"
+    ):
+        inspect(bundle)
 
 
 def test_refusals(engine: Path, tmp_path: Path) -> None:
