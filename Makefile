@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help env demo test test-long fuzz sanitize lint format plugins check-tensorrt check-triton cpp check-cpp gpu bench clean
+.PHONY: help env demo test test-long fuzz sanitize lint format plugins check-tensorrt check-triton check-triton-server cpp check-cpp gpu bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -73,9 +73,18 @@ cpp: env ## the C++ library and its example programs, in build/cpp
 	$(BIN)/cmake --build build/cpp-build
 	$(BIN)/cmake --install build/cpp-build --component runtime
 
+# An engine for the C++ runner's tests is built by tensorrt-rtx, which needs no GPU for it; without it they are skipped.
 check-cpp: cpp ## the tests of the C++ library: the same tokens everywhere, every error
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		tensorrt-lean-cu13-libs tensorrt-rtx-cu13
 	ULTRAMEM_CPP=$(abspath build/cpp) $(BIN)/python -m pytest tests/cpp
 
+check-triton-server: env ## a real Triton Inference Server (PyTriton's, 55 MB) serves what `bundle --triton` writes
+	test -x .venv-triton/bin/python || $(BIN)/python -m venv .venv-triton
+	.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check 'nvidia-pytriton>=0.7' 'onnxruntime<1.24'
+	ULTRAMEM_TRITON_SERVER=.venv-triton $(BIN)/python -m pytest tests/converters/bundle/test_triton.py
+
+# `make cpp gpu` runs the C++ program of tests/gpu too.
 gpu: plugins ## every check and benchmark that needs a GPU, into benchmarks/results
 	@$(BIN)/python -m tools.gpu
 

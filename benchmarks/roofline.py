@@ -1,6 +1,6 @@
 """Predicts a decode step on a GPU from the bytes it must read: P1's 1.6B shapes against a mixture of experts.
 
-    python benchmarks/roofline.py [--bandwidth 3.35e12]
+    python benchmarks/roofline.py [--bandwidth 3.35e12] [--memory 80e9]
 
 Nothing is measured here. A step reads: the dense weights once; each sequence's cache; and of every memory layer the
 query projection, the keys, W_o (E*D*d, once a batch) and K rows of D numbers a token. The paired mixture of experts
@@ -38,20 +38,27 @@ def cache_bytes(batch: int, length: int) -> float:
 
 @click.command()
 @click.option("--bandwidth", default=3.35e12, show_default=True, help="Bytes a second; the default is an H100's.")
-def main(bandwidth: float) -> None:
+@click.option("--memory", default=80e9, show_default=True, help="Bytes; points that need more than 80% are left out.")
+def main(bandwidth: float, memory: float) -> None:
     """Print the prediction as a table."""
+    skipped = []
     shared = BYTES * (TOTAL - (TOTAL - ACTIVE) / (1 - CHOSEN / EXPERTS))
     print("| batch | KV | memory layers, MB | their time, us | step, ms | experts' step, ms | ratio |")
     print("|---|---|---|---|---|---|---|")
-    for length in (64, 2048):
-        for batch in (1, 8, 64, 512):
+    for length in (64, 256, 2048):
+        for batch in (1, 8, 64, 512, 4096):
             sparse, cache = memory_bytes(batch), cache_bytes(batch, length)
+            if BYTES * TOTAL + cache > 0.8 * memory:
+                skipped.append(f"batch {batch}, KV {length}: {(BYTES * TOTAL + cache) / 1e9:.0f} GB")
+                continue
             step = (BYTES * ACTIVE + sparse + cache) / bandwidth
             other = (shared + expert_bytes(batch) + cache) / bandwidth
             print(
                 f"| {batch} | {length} | {sparse / 1e6:.0f} | {sparse / bandwidth * 1e6:.0f} | {step * 1e3:.2f} | "
                 f"{other * 1e3:.2f} | {other / step:.1f}x |"
             )
+    if skipped:
+        print("\nMore than 80% of the memory: " + "; ".join(skipped) + ".")
 
 
 if __name__ == "__main__":

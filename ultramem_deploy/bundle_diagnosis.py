@@ -14,8 +14,11 @@ from .diagnosis import Check, isolated
 from .errors import UltraMemError
 from .ops import DOMAIN, VERSION
 from .runtime.bundle_files import Document, wrong_hashes, wrong_sizes, wrong_tables
-from .runtime.manifest import MANIFEST, RUNTIME_PACKAGES, SCHEMA, installed, read_manifest, this_platform
-from .runtime.plugins import library_info, ort_library
+from .runtime.engine_backends import find_backend
+from .runtime.engine_manifest import ENGINE_FILE, check_machine
+from .runtime.engine_manifest import read_manifest as read_engine_manifest
+from .runtime.manifest import MANIFEST, RUNTIME_PACKAGES, RUNTIMES, SCHEMA, installed, read_manifest, this_platform
+from .runtime.plugins import library_info, library_version, ort_library, tensorrt_library
 
 SMALL = 16 << 20  # as the C++ library has it: smaller files are hashed whenever a bundle is opened
 AGAIN = "ultramem-deploy bundle EXPORTED {bundle} --with-plugins --overwrite"
@@ -27,7 +30,7 @@ def examine(bundle: Path) -> list[Check]:
     manifest = isolated("manifest", partial(_manifest, bundle), _again(bundle))
     if not all(check.ok for check in manifest):
         return manifest
-    document = read_manifest(bundle)
+    document = read_manifest(bundle, RUNTIMES)
     files = isolated("files", partial(_files, bundle, document), _copy(bundle))
     later: dict[str, Callable[[Path, Document], Iterable[Check]]] = {
         "operators": _operators,
@@ -37,8 +40,10 @@ def examine(bundle: Path) -> list[Check]:
         "GenAI": _genai,
         "loading": _loading,
     }
+    if document["runtime"] == "tensorrt":
+        later = {"operators": _operators, "tokenizer": _tokenizer, "engine's plugin": _engine_plugin, "engine": _engine}
     if not all(check.ok for check in files):
-        later = {name: later[name] for name in ("operators", "onnxruntime")}
+        later = {name: later[name] for name in ("operators", "onnxruntime") if name in later}
     found = [isolated(name, partial(check, bundle, document), _again(bundle)) for name, check in later.items()]
     return manifest + files + [check for checks in found for check in checks]
 
@@ -54,7 +59,7 @@ def _copy(bundle: Path) -> str:
 def _manifest(bundle: Path) -> Iterable[Check]:
     expected = f"{MANIFEST} of schema 1 to {SCHEMA}"
     try:
-        document = read_manifest(bundle)
+        document = read_manifest(bundle, RUNTIMES)
     except UltraMemError as error:
         fix = "ultramem-deploy bundle EXPORTED OUT" if not (bundle / MANIFEST).is_file() else _again(bundle)
         return [Check("manifest", False, str(error), expected, fix)]
@@ -122,6 +127,32 @@ def _genai(bundle: Path, document: Document) -> Iterable[Check]:
     version = installed("onnxruntime-genai")
     fix = "pip install onnxruntime-genai"
     yield Check("onnxruntime-genai", version is not None, version or "not installed", "any", fix, required=False)
+
+
+def _engine_plugin(bundle: Path, document: Document) -> Iterable[Check]:
+    """Where the engine calls our plugins: the bundle's library for this platform, or the one built here."""
+    if not document["graph"]["uses_operators"] or document["engine"]["embeds_plugin"]:
+        return
+    wanted, here = document["requires"]["plugin"], this_platform()
+    inside = [bundle / entry["file"] for entry in document["plugins"] if entry["platform"] == here]
+    library = inside[0] if inside else tensorrt_library()
+    version = library_version(library)
+    ok = Version(version) >= Version(wanted)
+    yield Check("engine's plugin", ok, f"{version} ({library.name})", f">={wanted}", "make plugins, then bundle again")
+
+
+def _engine(bundle: Path, document: Document) -> Iterable[Check]:
+    """The TensorRT and the GPU that it was built for."""
+    held = read_engine_manifest(bundle / ENGINE_FILE)
+    expected = f"{held.backend} {held.backend_version} and a GPU that it runs on"
+    requirement = find_backend(held.backend).requirement(held.backend_version)
+    fix = f"pip install '{requirement}', where `nvidia-smi` lists a GPU; or build the engine again here"
+    try:
+        gpu = check_machine(bundle / ENGINE_FILE, held)[2]
+    except UltraMemError as error:
+        yield Check("engine", False, str(error), expected, fix)
+        return
+    yield Check("engine", True, f"{held.backend} {held.backend_version}, {gpu.name}", expected, fix)
 
 
 def _loading(bundle: Path, document: Document) -> Iterable[Check]:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from ...checkpoint import Checkpoint, TensorInfo
 from ...checkpoint.companions import GENERATION_CONFIG
 from ...checkpoint.provenance import tool_version
 from ...layout import tensor_layout
-from ...ops import DOMAIN, VERSION
-from ...planning import prefill_chunk
 from ...runtime.bundle_files import range_hash
 from ...runtime.manifest import FORMAT, SCHEMA, this_platform
-from ...runtime.plugins import library_info
 from ...spec import ModelSpec
 
 MIN_ONNXRUNTIME = "1.20"  # as the package's own extra `cpu` requires; a test compares them
@@ -27,10 +23,11 @@ def table_entries(spec: ModelSpec, checkpoint: Checkpoint, advance: Advance) -> 
     """One entry a table: file, offset and bytes, dtype, shape, SHA-256 of those bytes, rows that a token reads."""
     layout = tensor_layout(spec)
     names = [name for name in checkpoint.tensors if name in layout and layout[name].role == "table"]
-    return [_table(checkpoint.tensors[name], _rows_read(spec, name), advance) for name in sorted(names)]
+    return [stored_table(checkpoint.tensors[name], spec, advance) for name in sorted(names)]
 
 
-def _table(info: TensorInfo, rows: int, advance: Advance) -> dict[str, Any]:
+def stored_table(info: TensorInfo, spec: ModelSpec, advance: Advance) -> dict[str, Any]:
+    """The entry of one tensor: a value table, its scales, or the shuffle of a memory layer."""
     return {
         "name": info.name,
         "file": info.file.name,
@@ -39,29 +36,27 @@ def _table(info: TensorInfo, rows: int, advance: Advance) -> dict[str, Any]:
         "dtype": info.dtype,
         "shape": list(info.shape),
         "sha256": range_hash(info.file, info.offset, info.nbytes, advance),
-        "rows_per_token": rows,
+        "rows_per_token": _rows_read(spec, info.name),
     }
 
 
 def _rows_read(spec: ModelSpec, name: str) -> int:
+    if name.startswith("memory."):
+        return spec.memory[int(name.split(".")[1])].taken
     table = name.split(".")[1]
     return sum(layer.taken for layer in spec.memory if layer.table == table)
 
 
-def plugin_entry(folder: Path, name: str) -> dict[str, Any]:
-    """The plugin library `name` of the bundle: its platform and the release that it says it is."""
-    return {
-        "file": name,
-        "host": "onnxruntime",
-        "platform": this_platform(),
-        "version": library_info(folder / name)["version"],
-    }
+def plugin_entry(name: str, host: str, version: str) -> dict[str, Any]:
+    """The plugin library `name` of the bundle: what loads it, its platform, and the release that it says it is."""
+    return {"file": name, "host": host, "platform": this_platform(), "version": version}
 
 
 def manifest(
     spec: ModelSpec,
     *,
     runtime: str,
+    requires: Mapping[str, Any],
     graph: Mapping[str, Any],
     tables: list[dict[str, Any]],
     plugins: list[dict[str, Any]],
@@ -73,12 +68,8 @@ def manifest(
         "schema": SCHEMA,
         "tool": {"name": "ultramem-deploy", "version": tool_version()},
         "runtime": runtime,
-        "requires": {
-            "onnxruntime": MIN_ONNXRUNTIME,
-            "plugin": MIN_PLUGIN,
-            "operators": {"domain": DOMAIN, "version": VERSION},
-        },
-        "graph": {**graph, "prefill_chunk": prefill_chunk(spec), "uses_operators": bool(spec.memory)},
+        "requires": dict(requires),
+        "graph": dict(graph),
         "model": spec.to_config(),
         "tables": tables,
         "tokenizer": _tokenizer(files),

@@ -10,18 +10,18 @@ from typing import Any
 import onnx
 
 from ...checkpoint import Checkpoint, Stage, source_record
-from ...checkpoint.companions import companion_files
-from ...checkpoint.files import files_below, sha256_file
-from ...checkpoint.partial import STATE_NAMES
+from ...checkpoint.files import sha256_file
 from ...errors import InputError
+from ...ops import DOMAIN, VERSION
+from ...planning import prefill_chunk
 from ...runtime.manifest import MANIFEST, RUNTIMES
 from ...runtime.ort_model import MODEL_FILE, check_description, read_model
-from ...runtime.plugins import ORT_LIBRARY, ort_library
+from ...runtime.plugins import ORT_LIBRARY, library_info, ort_library
 from ...spec import MODEL_TYPE, ModelSpec, read_json
-from .genai import CONFIG, genai_config, tokenizer_config
-from .manifest import manifest, plugin_entry, table_entries
-
-TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+from .describe import counted, file_entries, link_companions, receipt
+from .engine import bundle_engine
+from .genai import CONFIG, genai_config
+from .manifest import MIN_ONNXRUNTIME, MIN_PLUGIN, manifest, plugin_entry, table_entries
 
 Progress = Callable[[int, int, str], None]
 
@@ -36,19 +36,16 @@ def make_bundle(
     copy: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Bundle the exported model `src` into `out`; returns the stage's receipt.
+    """Bundle the exported model `src`, or for runtime "tensorrt" the engine, into `out`; returns the stage's receipt.
 
     with_plugins: put this platform's operator library inside, for programs that have none of their own. `copy` copies
     the weights instead of linking them. Raises InputError for a directory that `export` did not make.
     """
     src, out = Path(src), Path(out)
-    if runtime == "tensorrt":
-        raise InputError(
-            "runtime tensorrt: an engine travels as NAME.engine, NAME.engine.json and NAME.model/, which "
-            "`ultramem-deploy build MODEL NAME.engine` writes; bundle for onnxruntime"
-        )
     if runtime not in RUNTIMES:
         raise InputError(f"runtime: expected one of {', '.join(RUNTIMES)}, found {runtime!r}")
+    if runtime == "tensorrt":
+        return bundle_engine(src, out, with_plugins=with_plugins, overwrite=overwrite, copy=copy, progress=progress)
     model = exported(src)
     spec = ModelSpec.load(src)
     check_description(src, model, spec)
@@ -62,7 +59,7 @@ def make_bundle(
                 shutil.copyfile(library, stage.workdir / ORT_LIBRARY)
             hashes = {name: str(entry["sha256"]) for name, entry in record.files.items()}
             document = _describe(stage, spec, model, Checkpoint.open(src), hashes)
-            stage.receipt |= _receipt(document, stage)
+            stage.receipt |= receipt(document, stage)
     return stage.receipt | {"up_to_date": stage.up_to_date} | stage.notes
 
 
@@ -87,12 +84,7 @@ def _link(stage: Stage, src: Path, model: onnx.ModelProto) -> None:
         stage.link_file(src / name)
     for name in (MODEL_FILE, "config.json"):
         stage.link_file(src / name)
-    companions = {file.name: file for file in companion_files(src)}
-    given = companions.pop(TOKENIZER_CONFIG, None)
-    if given or TOKENIZER in companions:
-        stage.write_json(TOKENIZER_CONFIG, tokenizer_config(read_json(given) if given else {}))
-    for file in companions.values():
-        stage.link_file(file)
+    link_companions(stage, src)
 
 
 def weight_files(model: onnx.ModelProto) -> set[str]:
@@ -114,50 +106,19 @@ def _describe(
         "cache": noted["cache"],
         "positions": int(noted["positions"]) or spec.decoder.max_positions,
     }
-    advance = _counted(stage, sum(info.nbytes for name, info in checkpoint.tensors.items() if name[:7] == "tables."))
+    advance = counted(stage, sum(info.nbytes for name, info in checkpoint.tensors.items() if name[:7] == "tables."))
     document = manifest(
         spec,
         runtime="onnxruntime",
-        graph=graph,
+        requires={
+            "onnxruntime": MIN_ONNXRUNTIME,
+            "plugin": MIN_PLUGIN,
+            "operators": {"domain": DOMAIN, "version": VERSION},
+        },
+        graph=graph | {"prefill_chunk": prefill_chunk(spec), "uses_operators": bool(spec.memory)},
         tables=table_entries(spec, checkpoint, advance),
-        plugins=[plugin_entry(folder, plugin)] if plugin else [],
-        files=_file_entries(stage, hashes),
+        plugins=[plugin_entry(plugin, "onnxruntime", library_info(folder / plugin)["version"])] if plugin else [],
+        files=file_entries(stage, hashes),
     )
     stage.write_json(MANIFEST, document)
     return document
-
-
-def _counted(stage: Stage, total: int) -> Callable[[int, str], None]:
-    done = 0
-
-    def advance(count: int, what: str) -> None:
-        nonlocal done
-        done += count
-        if stage.progress is not None:
-            stage.progress(done, total, what)
-
-    return advance
-
-
-def _file_entries(stage: Stage, hashes: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file; those linked have the hashes that their source's record gives."""
-    entries = {}
-    for name in files_below(stage.workdir):
-        if name not in STATE_NAMES:
-            file = stage.workdir / name
-            known = hashes.get(name) if name in stage.linked else None
-            entries[name] = {"size": file.stat().st_size, "sha256": known or sha256_file(file)}
-    return entries
-
-
-def _receipt(document: dict[str, Any], stage: Stage) -> dict[str, Any]:
-    return {
-        "runtime": document["runtime"],
-        "schema": document["schema"],
-        "requires": document["requires"],
-        "plugins": document["plugins"],
-        "tables": len(document["tables"]),
-        "table_bytes": sum(table["bytes"] for table in document["tables"]),
-        "tokenizer": bool(document["tokenizer"]),
-        "weights": {name: stage.linked[name] for name in sorted(stage.linked) if name.endswith(".safetensors")},
-    }

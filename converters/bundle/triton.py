@@ -1,4 +1,4 @@
-"""An exported model as a model repository of Triton Inference Server, for its onnxruntime backend."""
+"""An exported model as a model repository of Triton Inference Server, for its onnxruntime or its Python backend."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from ...spec import ModelSpec
 from .stage import exported, weight_files
 
 NAME = "ultramem"
+BACKENDS = ("onnxruntime", "python")
 VERSION_FOLDER = "1"
 MAX_BATCH = 8
 # How long a request may wait for others of its shape.
 QUEUE_MICROSECONDS = 500
+_PYTHON_MODEL = Path(__file__).with_name("triton_model.py")
 _TYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "TYPE_FP32",
     onnx.TensorProto.FLOAT16: "TYPE_FP16",
@@ -32,37 +34,51 @@ Progress = Callable[[int, int, str], None]
 
 
 def make_triton(
-    src: Path, out: Path, *, overwrite: bool = False, copy: bool = False, progress: Progress | None = None
+    src: Path,
+    out: Path,
+    *,
+    backend: str = "onnxruntime",
+    overwrite: bool = False,
+    copy: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write the model repository `out` for the exported model `src`; returns the stage's receipt.
 
-    The caches are inputs and outputs, so that requests stay independent of one another and are batched as they come.
-    Raises InputError for a directory that `export` did not make.
+    `backend` "python" adds a model.py that runs the graph where the server lacks the onnxruntime backend. The caches
+    are inputs and outputs, so that requests stay independent of one another and are batched as they come.
+    Raises InputError for a directory that `export` did not make, or an unknown backend.
     """
+    if backend not in BACKENDS:
+        raise InputError(f"backend: expected one of {', '.join(BACKENDS)}, found {backend!r}")
     src, out = Path(src), Path(out)
     model = exported(src)
     check_description(src, model, ModelSpec.load(src))
     library = ort_library() if uses_memory(model) else None
     options = {"plugin": sha256_file(library) if library else None, "name": NAME}
+    if backend != "onnxruntime":
+        options["backend"] = sha256_file(_PYTHON_MODEL)
     with Stage(out, "triton", source_record(src), options, overwrite=overwrite, copy=copy, progress=progress) as stage:
         if not stage.up_to_date:
-            _write(stage, src, model, library)
-            stage.receipt |= {"backend": "onnxruntime", "model": NAME, "max_batch_size": MAX_BATCH}
+            _write(stage, src, model, library, backend)
+            stage.receipt |= {"backend": backend, "model": NAME, "max_batch_size": MAX_BATCH}
     return stage.receipt | stage.notes
 
 
-def _write(stage: Stage, src: Path, model: onnx.ModelProto, library: Path | None) -> None:
+def _write(stage: Stage, src: Path, model: onnx.ModelProto, library: Path | None, backend: str) -> None:
     folder = f"{NAME}/{VERSION_FOLDER}"
     for name in sorted({MODEL_FILE, *weight_files(model)}):
         stage.link_file(src / name, f"{folder}/{name}")
     if library:
         shutil.copyfile(library, stage.workdir / folder / ORT_LIBRARY)
-    stage.write_text(f"{NAME}/config.pbtxt", model_config(model, plugin=library is not None))
+    if backend == "python":
+        stage.write_text(f"{folder}/model.py", _PYTHON_MODEL.read_text(encoding="utf-8"))
+    named = library is not None and backend == "onnxruntime"
+    stage.write_text(f"{NAME}/config.pbtxt", model_config(model, plugin=named, backend=backend))
 
 
-def model_config(model: onnx.ModelProto, *, plugin: bool) -> str:
+def model_config(model: onnx.ModelProto, *, plugin: bool, backend: str = "onnxruntime") -> str:
     """config.pbtxt of a graph whose inputs and outputs all have the batch as their first axis."""
-    parts = [f'name: "{NAME}"', 'backend: "onnxruntime"', f"max_batch_size: {MAX_BATCH}"]
+    parts = [f'name: "{NAME}"', f'backend: "{backend}"', f"max_batch_size: {MAX_BATCH}"]
     parts += [_port("input", value) for value in model.graph.input]
     parts += [_port("output", value) for value in model.graph.output]
     parts.append(f"dynamic_batching {{ max_queue_delay_microseconds: {QUEUE_MICROSECONDS} }}")

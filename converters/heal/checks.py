@@ -14,13 +14,15 @@ from ultramem_deploy.spec import ModelSpec
 
 from .models import changed_tensors
 from .options import AUTOCASTS, DEVICES, LOSSES, TRAINABLE, VALUE_SCHEDULES, HealOptions
+from .schedule import are_new
 
 _LARGEST = 1e30  # AdamW fails beyond float32; nothing sensible is near
 _CHOICES = {
     "train": TRAINABLE, "value_schedule": VALUE_SCHEDULES, "loss": LOSSES, "autocast": AUTOCASTS, "device": DEVICES,
 }  # fmt: skip
-_POSITIVE = ("steps", "batch", "accumulate", "lr", "value_lr", "retain_batch", "retain_weight", "eval_every")
+_POSITIVE = ("steps", "batch", "accumulate", "retain_batch", "retain_weight", "eval_every")
 _NOT_NEGATIVE = ("warmup", "patience", "seed")
+_RATES = ("lr", "value_lr")
 
 
 def check_options(spec: ModelSpec, options: HealOptions) -> None:
@@ -32,6 +34,9 @@ def check_options(spec: ModelSpec, options: HealOptions) -> None:
     for name in _POSITIVE:
         if not 0 < getattr(options, name) < _LARGEST:
             raise InputError(f"{_flag(name)}: must be positive, below {_LARGEST:g}, found {getattr(options, name)}")
+    for name in _RATES:
+        if not 0 <= getattr(options, name) < _LARGEST:
+            raise InputError(f"{_flag(name)}: expected 0..{_LARGEST:g}, found {getattr(options, name)}")
     for name in _NOT_NEGATIVE:
         if not 0 <= getattr(options, name) < 1 << 63:
             raise InputError(f"{_flag(name)}: must not be negative, found {getattr(options, name)}")
@@ -81,13 +86,12 @@ def check_source(spec: ModelSpec, distil: Path | None, retain: Path | None, opti
 
 def check_gradients(spec: ModelSpec, source: Checkpoint, train: str) -> None:
     """InputError where `train` "keys" would move nothing: behind a projection that is zero every gradient is zero."""
-    projections = [f"memory.{index}.output.weight" for index in range(len(spec.memory))]
-    if train != "keys" or any(n not in source.tensors or source.array(n).any() for n in projections):
-        return
-    raise InputError(
-        f"--train keys: {', '.join(projections)}: all zero, so the keys get no gradient: the memory layers are "
-        "untrained; heal with --train memory first"
-    )
+    if train == "keys" and are_new(spec, source):
+        projections = ", ".join(f"memory.{index}.output.weight" for index in range(len(spec.memory)))
+        raise InputError(
+            f"--train keys: {projections}: all zero, so the keys get no gradient: the memory layers are untrained; "
+            "heal with --train memory first"
+        )
 
 
 def diverged(what: str) -> CheckFailed:

@@ -14,6 +14,7 @@ VALUE_SCHEDULES = ("fixed", "v1", "v2")
 LOSSES = ("auto", "lm", "kl")
 AUTOCASTS = ("bf16", "off")
 DEVICES = ("cpu", "gpu")
+NEW_LR, FITTED_LR, NEW_RATIO = 5e-3, 2e-4, 4
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,9 @@ class HealOptions:
     """`train`: "memory" everything in the memory layers, "keys" what retrieves, "values" what is retrieved, "all" the
     dense weights too.
 
-    Learning rates are AdamW's and fall linearly to zero after `warmup` steps. The tables' own is `value_lr` ("fixed"),
-    or 10 times `lr` falling to 1 ("v1", P1), or `lr` ("v2", P2). One step reads `accumulate` times `batch` windows of
+    Learning rates are AdamW's and fall linearly to zero after `warmup` steps; 0 is what suits the layers: new ones, or
+    such as hold weights of a source, which large steps would destroy. The tables' own is `value_lr` ("fixed"), or 10
+    times `lr` falling to 1 ("v1", P1), or `lr` ("v2", P2). One step reads `accumulate` times `batch` windows of
     `length` tokens. `regression`, `loss` "kl" and what `--retain` asks for need a model to distil from.
     """
 
@@ -30,9 +32,19 @@ class HealOptions:
     batch: int = field(default=4, metadata={"help": "Windows at a time."})
     accumulate: int = field(default=1, metadata={"help": "Batches whose gradients make one step."})
     length: int = field(default=256, metadata={"help": "Tokens a window."})
-    lr: float = field(default=5e-3, metadata={"help": "Learning rate of everything but the tables."})
+    lr: float = field(
+        default=0.0,
+        metadata={
+            "help": f"Learning rate of everything but the tables. 0: {NEW_LR:g} for new memory layers, whose output "
+            f"projections are zero, {FITTED_LR:g} for others."
+        },
+    )
     value_lr: float = field(
-        default=2e-2, metadata={"help": "Learning rate of the tables, where the schedule is fixed."}
+        default=0.0,
+        metadata={
+            "help": f"Learning rate of the tables, where the schedule is fixed. 0: {NEW_RATIO} times --lr for new "
+            "memory layers, --lr for others."
+        },
     )
     value_schedule: str = field(
         default="fixed",

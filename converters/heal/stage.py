@@ -25,6 +25,7 @@ from .devices import open_device
 from .models import changed_tensors, source_model, training_model
 from .options import HealOptions
 from .run import Progress, Run
+from .schedule import with_rates
 from .train import Trainer
 
 SAVE_EVERY = 25
@@ -57,6 +58,7 @@ def heal_checkpoint(
     check_options(spec, options)
     check_gradients(spec, source, options.train)
     check_source(spec, distil, retain, options)
+    options = with_rates(options, spec, source)
     if picture:
         check_plot(picture)
     corpus, kept = load_corpus(text), load_corpus(retain) if retain else None
@@ -82,7 +84,7 @@ def heal_checkpoint(
 
 
 def _settings(options: HealOptions, corpus: Corpus, kept: Corpus | None) -> dict[str, Any]:
-    """All that decides the output; the text to retain only where there is one, so that other outputs stay valid."""
+    """All that decides the output."""
     settings = {**asdict(options), "text": corpus.name, "text_sha256": corpus.sha256}
     return settings | ({"retain": kept.name, "retain_sha256": kept.sha256} if kept else {})
 

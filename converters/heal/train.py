@@ -18,6 +18,7 @@ from .objective import divergence, next_token_loss, regression
 from .options import HealOptions
 from .schedule import set_rates
 
+NEGLIGIBLE = 1e-9  # of a relative squared error: a source that is matched but for the order of some sums
 Loss = Callable[[int], torch.Tensor]
 """The number of a batch -> its loss, a scalar."""
 
@@ -54,7 +55,7 @@ class Trainer:
         if self.source is None or self.retained is not None or not wanted:
             return 0
         with torch.no_grad(), self.device.autocast():
-            return wanted if float(self._regression(0)) else 0
+            return wanted if float(self._regression(0)) > NEGLIGIBLE else 0
 
     @torch.no_grad()
     def measured(self, step: int) -> dict[str, Any]:
@@ -85,8 +86,8 @@ class Trainer:
         ids = self._batch(self.text, number, self.options.batch)
         if self.source is None:
             return next_token_loss(self.model, ids)
-        alone = self.retained is None
-        if self.options.loss == "kl" or (self.options.loss == "auto" and alone):
+        kinds = {"lm": False, "kl": True, "auto": self.retained is None}
+        if kinds[self.options.loss]:
             loss = divergence(self.model, self.source, ids)
         else:
             loss = next_token_loss(self.model, ids)

@@ -9,6 +9,7 @@
 namespace ultramem::runtime {
 namespace {
 
+constexpr std::int64_t kOperators = 1;     // the version of ai.ultramem that this library's plugins have
 constexpr std::int64_t kSmall = 16 << 20;  // hashed whenever a bundle is opened: a fraction of a second in all
 
 void check_sizes(const std::string& directory, const Manifest& manifest) {
@@ -53,6 +54,19 @@ void check_files(const std::string& directory, const Manifest& manifest, bool ve
   check_sizes(directory, manifest);
   check_tables(directory, manifest);
   check_hashes(directory, manifest, verify_all);
+}
+
+Manifest open_bundle(const std::string& directory, const std::string& runtime, bool verify_all) {
+  Manifest manifest = read_manifest(directory);
+  require(manifest.runtime == runtime, ULTRAMEM_CODE_VERSION,
+          directory + ": a bundle for " + manifest.runtime + ", this runs " + runtime +
+              ": bundle again with --runtime " + runtime);
+  require(manifest.operators_version == kOperators, ULTRAMEM_CODE_VERSION,
+          directory + ": operators of version " + std::to_string(manifest.operators_version) +
+              ", this library has version " + std::to_string(kOperators) + ": install ultramem-deploy " +
+              manifest.tool_version);
+  check_files(directory, manifest, verify_all);
+  return manifest;
 }
 
 }  // namespace ultramem::runtime

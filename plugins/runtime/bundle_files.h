@@ -11,4 +11,8 @@ namespace ultramem::runtime {
 // lies where the manifest says. Throws Failure MISSING or DAMAGED that names the file.
 void check_files(const std::string& directory, const Manifest& manifest, bool verify_all);
 
+// The manifest of the bundle in `directory`, whose files are as check_files wants them. Throws Failure VERSION besides,
+// where it is for another runtime, or for operators of another version.
+Manifest open_bundle(const std::string& directory, const std::string& runtime, bool verify_all);
+
 }  // namespace ultramem::runtime

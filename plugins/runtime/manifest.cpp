@@ -54,6 +54,15 @@ class Object {
     return found;
   }
 
+  std::vector<std::string> texts(const char* key) const {
+    std::vector<std::string> found;
+    for (const Json& item : array(key)) {
+      if (!item.is_string()) damaged(name(key), "strings");
+      found.push_back(item.get<std::string>());
+    }
+    return found;
+  }
+
   const Json& array(const char* key) const {
     if (!at(key).is_array()) damaged(name(key), "a list");
     return at(key);
@@ -89,9 +98,10 @@ class Object {
 
 Table table_of(const Json& json) {
   const Object entry(json, "tables");
-  Table table{entry.text("name"),     entry.file("file"),    entry.text("dtype"),
-              entry.number("offset"), entry.number("bytes"), entry.number("rows_per_token"),
-              entry.numbers("shape")};
+  Table table{entry.text("name"),     entry.file("file"),
+              entry.text("dtype"),    entry.number("offset"),
+              entry.number("bytes"),  entry.number("rows_per_token"),
+              entry.numbers("shape"), entry.text_or_empty("fingerprint")};
   return table;
 }
 
@@ -109,6 +119,36 @@ std::map<std::string, File> files_of(const Object& root) {
   return files;
 }
 
+std::vector<CachePort> caches_of(const Object& engine) {
+  std::vector<CachePort> caches;
+  for (const Json& json : engine.array("caches")) {
+    const Object entry(json, "engine.caches");
+    caches.push_back({entry.text("input"), entry.text("output"), entry.number("heads", 1), entry.number("width", 1)});
+  }
+  return caches;
+}
+
+EngineInfo engine_of(const Object& engine) {
+  EngineInfo found{};
+  found.backend = engine.text("backend");
+  found.version = engine.text("version");
+  found.version_compatible = engine.flag("version_compatible");
+  found.embeds_plugin = engine.flag("embeds_plugin");
+  found.weight_streaming = engine.flag("weight_streaming");
+  found.capabilities = engine.texts("capabilities");
+  found.least_capability = engine.text_or_empty("least_capability");
+  found.shortest = engine.number("shortest", 1);
+  found.longest = engine.number("longest", found.shortest);
+  found.context = engine.number("context", found.longest);
+  found.cache_item_bytes = engine.number("cache_item_bytes", 1);
+  found.caches = caches_of(engine);
+  for (const auto& [input, json] : engine.at("bindings").items()) {
+    if (!json.is_string()) damaged("engine.bindings", "strings");
+    found.bindings[input] = json.get<std::string>();
+  }
+  return found;
+}
+
 void check_header(const Object& root) {
   if (root.text_or_empty("format") != "ultramem-bundle") damaged("format", "\"ultramem-bundle\"");
   const std::int64_t schema = root.number("schema", 1);
@@ -123,7 +163,7 @@ Manifest manifest_of(const Object& root) {
   const Object graph = root.object("graph"), decoder = root.object("model").object("decoder");
   const Object required = root.object("requires"), tokenizer = root.object("tokenizer");
   found.runtime = root.text("runtime");
-  found.required_onnxruntime = required.text("onnxruntime");
+  if (found.runtime == "onnxruntime") found.required_onnxruntime = required.text("onnxruntime");
   found.required_plugin = required.text("plugin");
   found.operators_version = required.object("operators").number("version");
   found.tool_version = root.object("tool").text("version");
@@ -145,10 +185,21 @@ Manifest manifest_of(const Object& root) {
   for (const Table& table : found.tables) {
     if (found.files.count(table.file) == 0) damaged("tables", "a file that \"files\" lists, found " + table.file);
   }
+  if (root.has("engine")) found.engine = engine_of(root.object("engine"));
+  if (found.engine) {
+    for (const auto& binding : found.engine->bindings) found.table(binding.second);
+  }
   return found;
 }
 
 }  // namespace
+
+const Table& Manifest::table(const std::string& name) const {
+  for (const Table& known : tables) {
+    if (known.name == name) return known;
+  }
+  damaged("engine.bindings", "tables that \"tables\" lists, found " + name);
+}
 
 Manifest parse_manifest(const std::string& text) {
   const Json document = Json::parse(text, nullptr, /*allow_exceptions=*/false);

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,7 @@ struct Table {
   std::string name, file, dtype;
   std::int64_t offset, bytes, rows_per_token;
   std::vector<std::int64_t> shape;
+  std::string fingerprint;  // as gpu_tables/fingerprint.h has it; "" where the runtime has no use for it
 
   std::int64_t row_bytes() const { return shape.empty() || shape[0] == 0 ? 0 : bytes / shape[0]; }
 };
@@ -25,6 +27,26 @@ struct Plugin {
 struct File {
   std::int64_t size;
   std::string sha256;
+};
+
+// A layer's keys or values: an input of the engine, the output that takes its place, heads and numbers a head.
+struct CachePort {
+  std::string input, output;
+  std::int64_t heads, width;
+};
+
+// Of a bundle whose graph is a TensorRT engine: what it needs, and how it is called.
+struct EngineInfo {
+  std::string backend, version;  // what built it
+  bool version_compatible;       // newer releases run it too
+  bool embeds_plugin, weight_streaming;
+  std::vector<std::string> capabilities;  // compute capabilities that it runs on; empty for all
+  std::string least_capability;
+  std::int64_t shortest, longest;  // tokens of one run over a prompt
+  std::int64_t context;            // the most tokens of a sequence
+  std::int64_t cache_item_bytes;
+  std::vector<CachePort> caches;
+  std::map<std::string, std::string> bindings;  // input -> name of the table that it is
 };
 
 struct Manifest {
@@ -41,6 +63,10 @@ struct Manifest {
   std::vector<Table> tables;
   std::vector<Plugin> plugins;
   std::map<std::string, File> files;
+  std::optional<EngineInfo> engine;
+
+  // The table called `name`, which parse_manifest has made sure of for every binding.
+  const Table& table(const std::string& name) const;
 };
 
 // Throws Failure: DAMAGED for what is no manifest, VERSION for a newer schema, naming the key.

@@ -9,7 +9,6 @@
 namespace ultramem::runtime {
 namespace {
 
-constexpr std::int64_t kOperators = 1;  // the version of ai.ultramem that this library's plugins have
 constexpr std::int64_t kFloatBytes = 4;
 
 int cores() {
@@ -19,19 +18,6 @@ int cores() {
 }
 
 std::string or_empty(const char* text) { return text == nullptr ? "" : text; }
-
-Manifest checked_manifest(const std::string& directory, bool verify_all) {
-  Manifest manifest = read_manifest(directory);
-  require(manifest.runtime == "onnxruntime", ULTRAMEM_CODE_VERSION,
-          directory + ": a bundle for " + manifest.runtime + ", this library runs onnxruntime: bundle again with " +
-              "--runtime onnxruntime");
-  require(manifest.operators_version == kOperators, ULTRAMEM_CODE_VERSION,
-          directory + ": operators of version " + std::to_string(manifest.operators_version) +
-              ", this library has version " + std::to_string(kOperators) + ": install ultramem-deploy " +
-              manifest.tool_version);
-  check_files(directory, manifest, verify_all);
-  return manifest;
-}
 
 // Before the operators are registered: they read it then.
 void set_tables(const Ort& ort, const Options& options, const std::string& wanted) {
@@ -44,7 +30,7 @@ void set_tables(const Ort& ort, const Options& options, const std::string& wante
 }  // namespace
 
 Model::Model(const std::string& directory, const UltramemModelOptions& given)
-    : manifest_(checked_manifest(directory, given.verify_all != 0)),
+    : manifest_(open_bundle(directory, "onnxruntime", given.verify_all != 0)),
       ort_(&Ort::load(or_empty(given.onnxruntime), manifest_.required_onnxruntime)),
       onnxruntime_version_(ort_->version()) {
   require(given.threads >= 0, ULTRAMEM_CODE_INVALID,

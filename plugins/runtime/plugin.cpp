@@ -7,13 +7,10 @@
 #include <filesystem>
 
 #include "failure.h"
-#include "shared_library.h"
 #include "version.h"
 
 namespace ultramem::runtime {
 namespace {
-
-constexpr const char* kName = "libultramem_ort.so";
 
 // As Python's platform.system() and machine() spell it.
 std::string this_platform() {
@@ -25,10 +22,10 @@ std::string this_platform() {
   return name;
 }
 
-const Plugin* bundled(const Manifest& manifest) {
+const Plugin* bundled(const Manifest& manifest, const std::string& host) {
   const std::string platform = this_platform();
   for (const Plugin& plugin : manifest.plugins) {
-    if (plugin.host == "onnxruntime" && plugin.platform == platform) return &plugin;
+    if (plugin.host == host && plugin.platform == platform) return &plugin;
   }
   return nullptr;
 }
@@ -45,19 +42,24 @@ void check_version(const SharedLibrary& library, const Manifest& manifest, const
 
 }  // namespace
 
+SharedLibrary open_operators(const std::string& host, const std::string& name, const std::string& directory,
+                             const Manifest& manifest, const std::string& path) {
+  const Plugin* own = path.empty() ? bundled(manifest, host) : nullptr;
+  std::vector<std::string> places = {path};
+  // The loader searches for a bare name, so that a relative path of the bundle would not do.
+  if (own != nullptr) places = {std::filesystem::absolute(directory + "/" + own->file).string()};
+  // A program that holds this library lies in bin/.
+  if (path.empty() && own == nullptr) places = {own_directory() + "/" + name, own_directory() + "/../lib/" + name};
+  const SharedLibrary library = SharedLibrary::open(
+      "operator library", places,
+      "bundle again with --with-plugins on this kind of machine, or give the path of " + name + " in the options");
+  check_version(library, manifest, own);
+  return library;
+}
+
 void register_plugin(const Ort& ort, const Options& options, const std::string& directory, const Manifest& manifest,
                      const std::string& path) {
-  const Plugin* own = path.empty() ? bundled(manifest) : nullptr;
-  // The loader searches for a bare name, so that a relative path of the bundle would not do.
-  const std::string inside = own ? std::filesystem::absolute(directory + "/" + own->file).string() : "";
-  const std::string beside = own_directory() + "/" + kName;
-  const SharedLibrary library = SharedLibrary::open("operator library",
-                                                    {!path.empty() ? path
-                                                     : own         ? inside
-                                                                   : beside},
-                                                    "bundle again with --with-plugins on this kind of machine, or give "
-                                                    "the path of libultramem_ort.so in the options");
-  check_version(library, manifest, own);
+  const SharedLibrary library = open_operators("onnxruntime", "libultramem_ort.so", directory, manifest, path);
   using Register = OrtStatus*(OrtSessionOptions*, const OrtApiBase*);
   ort.check(library.function<Register>("RegisterCustomOps")(options.get(), ort.base()), library.name());
 }

@@ -18,7 +18,7 @@ function(ultramem_find_tensorrt_headers)
   endif()
   set(fetched ${CMAKE_BINARY_DIR}/tensorrt-headers)
   if(NOT EXISTS ${fetched}/NvInferRuntime.h)
-    execute_process(COMMAND ${Python_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/fetch_headers.py ${fetched}
+    execute_process(COMMAND ${Python_EXECUTABLE} ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/fetch_headers.py ${fetched}
                     RESULT_VARIABLE failed ERROR_VARIABLE text)
     if(failed)
       string(STRIP "${text}" text)

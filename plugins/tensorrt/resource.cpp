@@ -39,7 +39,7 @@ Folders& folders() {
 std::deque<std::string> all_folders() {
   const std::lock_guard<std::mutex> lock(folders().mutex);
   std::deque<std::string> all = folders().latest_first;
-  if (const char* named = std::getenv("ULTRAMEM_TABLES_FOLDER"); named != nullptr) all.emplace_back(named);
+  if (const char* named = std::getenv("ULTRAMEM_GPU_TABLES_FOLDER"); named != nullptr) all.emplace_back(named);
   return all;
 }
 
@@ -95,15 +95,15 @@ void add_folder(const std::string& folder) {
   all.push_front(folder);
 }
 
-std::shared_ptr<const tables::Resident> find_resident(const Resource& resource) {
+std::shared_ptr<const gpu_tables::Resident> find_resident(const Resource& resource) {
   std::string problem = resource.source.file + ": no folder holds this table: call ultramem_add_tables with the " +
-                        "engine's model directory, or name it in ULTRAMEM_TABLES_FOLDER";
+                        "engine's model directory, or name it in ULTRAMEM_GPU_TABLES_FOLDER";
   for (const std::string& folder : all_folders()) {
-    tables::Source source = resource.source;
+    gpu_tables::Source source = resource.source;
     source.file = folder + "/" + resource.source.file;
     if (!std::filesystem::exists(source.file)) continue;
     try {
-      return tables::acquire(source, tables::place_asked());
+      return gpu_tables::acquire(source, gpu_tables::place_asked());
     } catch (const runtime::Failure& failure) {
       if (failure.code != ULTRAMEM_CODE_DAMAGED) throw;
       problem = failure.what();  // another model's table of the same name: the right one may lie elsewhere

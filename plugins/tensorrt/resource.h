@@ -9,14 +9,14 @@
 #include <string>
 
 #include "../description.h"
-#include "../tables/tables.h"
+#include "../gpu_tables/tables.h"
 
 namespace ultramem::tensorrt {
 
 struct Resource {
   std::string text;                 // the field
   nvinfer1::PluginTensorDesc desc;  // as that of an input would be
-  tables::Source source;            // its file's name relative to the folder that holds the model
+  gpu_tables::Source source;        // its file's name relative to the folder that holds the model
 };
 
 // Whether `port` may be such a table: values, or their scales.
@@ -28,8 +28,8 @@ Resource parse_resource(const Operator& op, const Port& port, const std::string&
 // From now on tables are looked for in `folder` too, the latest first.
 void add_folder(const std::string& folder);
 
-// The table in one of the folders, or in $ULTRAMEM_TABLES_FOLDER, placed as $ULTRAMEM_TABLES says. Throws Failure where
-// none holds it, or holds another.
-std::shared_ptr<const tables::Resident> find_resident(const Resource& resource);
+// The table in one of the folders, or in $ULTRAMEM_GPU_TABLES_FOLDER, placed as $ULTRAMEM_GPU_TABLES says. Throws
+// Failure where none holds it, or holds another.
+std::shared_ptr<const gpu_tables::Resident> find_resident(const Resource& resource);
 
 }  // namespace ultramem::tensorrt

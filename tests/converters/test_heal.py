@@ -19,7 +19,7 @@ from ultramem_deploy.model import load
 from ultramem_deploy.pipeline import fold, heal, upcycle, verify
 from ultramem_deploy.spec import ModelSpec
 
-OPTIONS: dict[str, Any] = {"steps": 12, "batch": 4, "length": 32, "warmup": 2}
+OPTIONS: dict[str, Any] = {"steps": 12, "batch": 4, "length": 32, "warmup": 2, "lr": 5e-3, "value_lr": 2e-2}
 SIZES: dict[str, Any] = {"knum": 8, "key_width": 8, "value_width": 16, "top_m": 4, "paths": "0:0/1:1"}
 
 
@@ -170,7 +170,7 @@ BAD = {
     "steps": 0,
     "batch": -1,
     "length": 1,
-    "lr": 0.0,
+    "lr": -1.0,
     "value_lr": float("nan"),
     "warmup": -1,
     "seed": -1,

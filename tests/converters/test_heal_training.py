@@ -17,8 +17,9 @@ from ultramem_deploy.converters.heal import schedule
 from ultramem_deploy.converters.heal.options import HealOptions
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.pipeline import heal
+from ultramem_deploy.spec import ModelSpec
 
-OPTIONS: dict[str, Any] = {"steps": 6, "batch": 4, "length": 32, "warmup": 2}
+OPTIONS: dict[str, Any] = {"steps": 6, "batch": 4, "length": 32, "warmup": 2, "lr": 5e-3, "value_lr": 2e-2}
 
 
 def arrays(directory: Path) -> dict[str, np.ndarray]:
@@ -44,6 +45,21 @@ def test_the_tables_rate_follows_its_schedule(kind: str, first: float, middle: f
     options = HealOptions(steps=11, lr=0.1, value_lr=0.4, value_schedule=kind)
     found = [schedule.value_rate(options, step) / options.lr for step in (0, 5, 10)]
     np.testing.assert_allclose(found, [first, middle, last])
+
+
+def test_rates_suit_the_layers(written: Written, model: Path) -> None:
+    """Weights of a source, or trained ones, take small steps; layers behind projections of zero large ones."""
+    zero = {"memory.0.output.weight": np.zeros((32, 64), np.float32)}
+    new = written(b.V1, "new", changes=zero)
+    for path, given, expected in (
+        (new, {}, (5e-3, 2e-2)),
+        (model, {}, (2e-4, 2e-4)),
+        (written(b.SIGNED, "signed"), {}, (2e-4, 2e-4)),
+        (new, {"lr": 1e-3}, (1e-3, 4e-3)),
+        (new, {"lr": 1e-3, "value_lr": 3e-3}, (1e-3, 3e-3)),
+    ):
+        found = schedule.with_rates(HealOptions(**given), ModelSpec.load(path), Checkpoint.open(path))
+        assert (found.lr, found.value_lr) == pytest.approx(expected)
 
 
 def test_rates_rise_and_fall() -> None:

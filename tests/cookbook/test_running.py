@@ -41,6 +41,7 @@ def tiny(recipe: str, text: Path) -> dict[str, Any]:
             options = UPCYCLED[method] | ({} if method == "identity" else {"text": str(text)})
         elif step.stage == "heal":
             options = TRAINING | {"text": str(text)}
+            options |= {"retain": str(text)} if "retain" in step.options.given() else {}
         elif step.stage == "verify":
             options = {"tokens": 40, "text": str(text)}
         elif step.stage == "quantize":
@@ -65,6 +66,7 @@ SPECS = {
     "upcycle-experts": replace(builders.PLAIN, decoder=builders.decoder(experts=MIXTURE)),
     "upcycle-identity": builders.PLAIN,
     "upcycle-neurons": builders.PLAIN,
+    "teach-text": builders.PLAIN,
     # MatMulNBits takes rows of whole blocks of 32.
     "quantised-serving": replace(builders.V1, decoder=builders.decoder(intermediate_size=64)),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,22 +15,38 @@ from tests.cpp.conftest import Bundled
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 FUZZ_EXECUTIONS = 100_000
+SMALL_MODEL = {"decoder": {"vocab_size": 61, "num_layers": 1, "num_kv_heads": 2, "head_dim": 16}}
+ENGINE = {
+    "backend": "tensorrt", "version": "10.14.1.48", "version_compatible": False, "embeds_plugin": False,
+    "weight_streaming": True, "capabilities": ["9.0"], "least_capability": None, "shortest": 1, "longest": 8,
+    "context": 32, "cache_item_bytes": 2, "caches": [{"input": "past", "output": "present", "heads": 2, "width": 16}],
+    "bindings": {"tables.t.values": "tables.t.values"},
+}  # fmt: skip
+CMAKE = shutil.which("cmake") or str(Path(sys.executable).with_name("cmake"))
 
 
 def built(sanitizers: str) -> Path:
     """The folder of test programs, compiled with these sanitizers; kept between runs."""
-    cmake = shutil.which("cmake") or str(Path(sys.executable).with_name("cmake"))
     build = CHECKOUT / "build" / f"cpp-{sanitizers.partition(',')[0]}"
     options = [
         "-DULTRAMEM_CHECKS=ON", "-DULTRAMEM_RUNTIME=ON", f"-DULTRAMEM_SANITIZERS={sanitizers}",
         "-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS_RELEASE=-O1", f"-DPython3_EXECUTABLE={sys.executable}",
     ]  # fmt: skip
-    targets = ["runtime_tests", "threads_test", "fuzz_readers", "stub_ort"]
-    compile_them = [cmake, "--build", build, "-j2", "--target", *targets]
-    for command in ([cmake, "-S", CHECKOUT, "-B", build, "-G", "Ninja", *options], compile_them):
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stdout + result.stderr
+    run_cmake([CMAKE, "-S", CHECKOUT, "-B", build, "-G", "Ninja", *options])
+    for target in ("runtime_tests", "threads_test", "fuzz_readers", "stub_ort"):
+        compiled(build / "tests" / "cpp", target)
     return build / "tests" / "cpp"
+
+
+def compiled(folder: Path, target: str) -> Path:
+    """A program of the folder that `built` gives."""
+    run_cmake([CMAKE, "--build", folder.parents[1], "-j2", "--target", target])
+    return folder / target
+
+
+def run_cmake(command: list[str | Path]) -> None:
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +78,10 @@ def test_readers_take_any_bytes(programs: Path, cpp: Path, bundled: Bundled, tmp
     for kind, name in ((b"\0", "manifest.json"), (b"\1", "model-memory.safetensors")):
         seeds.append(tmp_path / name)
         seeds[-1].write_bytes(kind + (bundle / name).read_bytes()[:8192])
+    document = json.loads((bundle / "manifest.json").read_text()) | {"runtime": "tensorrt", "model": SMALL_MODEL}
+    document |= {"engine": ENGINE}
+    seeds.append(tmp_path / "engine.json")
+    seeds[-1].write_bytes(b"\0" + json.dumps(document).encode())
     run(programs / "fuzz_readers", cpp, FUZZ_EXECUTIONS, *seeds)
 
 

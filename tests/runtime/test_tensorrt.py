@@ -114,6 +114,13 @@ def test_tables_are_shared_in_a_process(engines: Path) -> None:
     assert all(first[name] is second[name] for name in manifest.tables)
 
 
+def test_a_place_that_does_not_exist_is_named(engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ULTRAMEM_GPU_TABLES", "disk")
+    manifest = read_manifest(engines / "expanded.engine")
+    with pytest.raises(InputError, match="ULTRAMEM_GPU_TABLES: expected auto, device or host, found 'disk'"):
+        load_tables(engines / "expanded.model", manifest.tables, CPU)
+
+
 @pytest.mark.skipif(cuda_driver.find_gpu() is not None, reason="this machine has a GPU")
 def test_without_a_driver_it_refuses_by_name(engines: Path) -> None:
     with pytest.raises(InputError, match="--backend tensorrt-rtx: no NVIDIA GPU or driver on this machine"):

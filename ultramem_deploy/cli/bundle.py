@@ -21,6 +21,8 @@ from .output import counted, print_json, progress_bar, run_stage, size
 @click.option("--check", "checked", type=EXISTING, metavar="DIR", help="Verify a bundle's hashes and versions instead.")
 @click.option("--triton", "triton", type=click.Path(path_type=Path), metavar="OUT",
               help="Write a Triton Inference Server model repository to OUT instead.")  # fmt: skip
+@click.option("--triton-backend", type=click.Choice(["onnxruntime", "python"]), default="onnxruntime",
+              show_default=True, help="Which of the server's backends runs the model.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace an output that this tool made otherwise.")
 @click.option("--copy", is_flag=True, help="Copy the weights instead of hard-linking them.")
 @quiet_option
@@ -32,12 +34,15 @@ def command(
     with_plugins: bool,
     checked: Path | None,
     triton: Path | None,
+    triton_backend: str,
     overwrite: bool,
     copy: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
     """Bundle the exported model SRC into OUT: manifest, graph, tables, tokenizer, configuration for ONNX Runtime GenAI.
+
+    For --runtime tensorrt SRC is an engine, NAME.engine.
 
     The C++ library, ONNX Runtime GenAI and this tool all run the same directory, wherever it is moved.
     """
@@ -51,7 +56,7 @@ def command(
         raise click.UsageError("expected SRC OUT, SRC --triton OUT, or --check DIR")
     common = StageOptions(src, target, overwrite, copy, quiet, as_json)
     if triton is not None:
-        _triton(common)
+        _triton(common, triton_backend)
         return
     run_stage(
         "bundle",
@@ -70,12 +75,17 @@ def command(
     )
 
 
-def _triton(common: StageOptions) -> None:
+def _triton(common: StageOptions, backend: str) -> None:
     run_stage(
         "triton",
         common,
         lambda progress: pipeline.triton_repository(
-            common.src, common.out, overwrite=common.overwrite, copy=common.copy, progress=progress
+            common.src,
+            common.out,
+            backend=backend,
+            overwrite=common.overwrite,
+            copy=common.copy,
+            progress=progress,
         ),
         lambda result: [
             f"model {result['model']} for the {result['backend']} backend, docs/cpp.md says how to serve it"

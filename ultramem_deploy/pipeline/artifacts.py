@@ -82,7 +82,7 @@ def bundle(
     copy: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Exported model -> bundle for C++ programs and ONNX Runtime GenAI; see `converters.bundle.make_bundle`."""
+    """Exported model (or an engine) -> bundle for programs in C++ and others; see `converters.bundle.make_bundle`."""
     from ..converters.bundle import make_bundle
 
     return make_bundle(
@@ -95,6 +95,7 @@ def triton_repository(
     src: str | Path,
     out: str | Path,
     *,
+    backend: str = "onnxruntime",
     overwrite: bool = False,
     copy: bool = False,
     progress: Progress | None = None,
@@ -102,7 +103,7 @@ def triton_repository(
     """Exported model -> model repository of Triton Inference Server; see `converters.bundle.make_triton`."""
     from ..converters.bundle import make_triton
 
-    return make_triton(Path(src), Path(out), overwrite=overwrite, copy=copy, progress=progress)
+    return make_triton(Path(src), Path(out), backend=backend, overwrite=overwrite, copy=copy, progress=progress)
 
 
 def check_bundle(bundle: str | Path, *, progress: Progress | None = None) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def range_hash(file: Path, offset: int, size: int, advance: Callable[[int, str],
 
 
 def table_fingerprint(file: Path, offset: int, size: int) -> str:
-    """What tells one table from another without reading all of it (plugins/tables/fingerprint.h has the same).
+    """What tells one table from another without reading all of it (plugins/gpu_tables/fingerprint.h has the same).
 
     SHA-256 as hex of `size` (64 bits, little endian) and of 1024 runs of 4096 bytes spread evenly over the bytes, the
     first and the last among them; of all bytes where there are no more.

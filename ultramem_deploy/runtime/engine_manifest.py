@@ -18,6 +18,8 @@ from .engine_backends import Backend, find_backend
 
 FORMAT = 2
 SUFFIX = ".engine"
+ENGINE_FILE = "model.engine"
+"""The engine of a bundle for TensorRT; its manifest lies beside it, and the model directory is the bundle itself."""
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 

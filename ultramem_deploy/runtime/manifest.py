@@ -6,6 +6,7 @@ plugins/runtime/manifest.cpp reads the same file: a change here that an older re
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,15 +18,18 @@ from ..spec import read_json
 
 MANIFEST = "manifest.json"
 FORMAT, SCHEMA = "ultramem-bundle", 1
-RUNTIMES = ("onnxruntime",)
+RUNTIMES = ("onnxruntime", "tensorrt")
 RUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu")
 _PARTS = {
     "graph": dict, "model": dict, "tables": list, "tokenizer": dict, "requires": dict, "plugins": list, "files": dict,
 }  # fmt: skip
 
 
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest of a bundle. Raises InputError where there is none, or one that this release does not read."""
+def read_manifest(directory: Path, runtimes: Sequence[str] = ("onnxruntime",)) -> dict[str, Any]:
+    """The manifest of a bundle for one of `runtimes`.
+
+    Raises InputError where there is none, or one that this release does not read.
+    """
     path = directory / MANIFEST
     if not path.is_file():
         raise InputError(f"{directory}: holds no {MANIFEST}: make a bundle with `ultramem-deploy bundle MODEL OUT`")
@@ -37,10 +41,10 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: schema {schema!r}, this release reads 1 to {SCHEMA}; install a newer ultramem-deploy"
         )
-    if document.get("runtime") not in RUNTIMES:
+    if document.get("runtime") not in runtimes:
         raise InputError(
-            f"{path}: runtime {document.get('runtime')!r}, this release runs bundles for {', '.join(RUNTIMES)}; "
-            "install a newer ultramem-deploy, or bundle again with --runtime onnxruntime"
+            f"{path}: a bundle for runtime {document.get('runtime')!r}, expected {' or '.join(runtimes)}; bundle again "
+            f"with --runtime {runtimes[0]}, or install a newer ultramem-deploy"
         )
     for key, kind in _PARTS.items():
         if not isinstance(document.get(key), kind):

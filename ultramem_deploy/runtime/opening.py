@@ -7,8 +7,8 @@ from pathlib import Path
 from ..errors import InputError
 from ..spec import MODEL_TYPE, read_json
 from .base import Runner
+from .engine_manifest import ENGINE_FILE, model_path
 from .engine_manifest import SUFFIX as ENGINE
-from .engine_manifest import model_path
 
 RUNTIMES = ("torch", "ort", "ort-bodies", "tensorrt")
 
@@ -29,7 +29,7 @@ def open_runner(path: Path, runtime: str | None = None, dtype: str | None = None
             raise InputError(f"{path.name}: an engine runs in TensorRT alone; leave --runtime {runtime} out")
         from .tensorrt import open_engine
 
-        return open_engine(path)
+        return open_engine(path / ENGINE_FILE if path.is_dir() else path)
     if runtime == "tensorrt":
         raise InputError(f"{path.name}: no TensorRT engine: run `ultramem-deploy build` first")
     if runtime in ("ort", "ort-bodies") and kind != "bundle":
@@ -57,7 +57,7 @@ def home(path: Path) -> Path:
 def _kind(path: Path) -> str:
     if not path.exists():
         raise InputError(f"{path}: no such file or directory")
-    if path.suffix == ENGINE and path.is_file():
+    if (path.suffix == ENGINE and path.is_file()) or (path / ENGINE_FILE).is_file():
         return "engine"
     if (path / "model.onnx").is_file():
         return "bundle"

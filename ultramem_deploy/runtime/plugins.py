@@ -60,6 +60,14 @@ def library_info(path: Path) -> dict[str, str]:
     return info
 
 
+def library_version(path: Path) -> str:
+    """The release that a library without kernels for the CPU was built from. Raises InputError as `library_info`."""
+    try:
+        return _text(ctypes.CDLL(str(path.resolve())), _QUESTIONS["version"])
+    except (OSError, AttributeError) as error:
+        raise InputError(f"{path} is not an UltraMem library: {error}; rebuild it with `make plugins`") from error
+
+
 _QUESTIONS = {"version": "ultramem_version", "isa": "ultramem_cpu_isa", "error": "ultramem_cpu_error"}
 
 

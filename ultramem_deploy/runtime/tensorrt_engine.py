@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..errors import InputError
 from .engine_manifest import Manifest, TableBinding
 
 TORCH_TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int64": torch.int64}
+PLACE = "ULTRAMEM_GPU_TABLES"
 RESERVE = 1 << 30
 """Bytes of device memory that tables leave free, for activations and caches."""
 
@@ -24,7 +26,8 @@ _resident: WeakValueDictionary[tuple[Any, ...], torch.Tensor] = WeakValueDiction
 def load_tables(directory: Path, tables: Mapping[str, TableBinding], device: torch.device) -> dict[str, torch.Tensor]:
     """The bytes (uint8) of every table, by input name; one copy of each in a process, however many engines share it.
 
-    In device memory where it has room, else in pinned host memory, which the GPU reads in place.
+    In device memory where it has room, else in pinned host memory, which the GPU reads in place; $ULTRAMEM_GPU_TABLES
+    chooses: auto, device or host. Raises InputError for another value.
     """
     return {name: _resident_bytes(directory, table, device) for name, table in tables.items()}
 
@@ -40,7 +43,11 @@ def _resident_bytes(directory: Path, table: TableBinding, device: torch.device) 
 
 
 def _placed(mapped: torch.Tensor, device: torch.device) -> torch.Tensor:
-    if device.type != "cuda" or torch.cuda.mem_get_info(device)[0] > mapped.nbytes + RESERVE:
+    place = os.environ.get(PLACE) or "auto"
+    if place not in ("auto", "device", "host"):
+        raise InputError(f"{PLACE}: expected auto, device or host, found {place!r}; correct it or unset it")
+    fits = device.type != "cuda" or torch.cuda.mem_get_info(device)[0] > mapped.nbytes + RESERVE
+    if place == "device" or (place == "auto" and fits) or device.type != "cuda":
         return mapped.to(device, copy=True)
     return torch.empty_like(mapped, pin_memory=True).copy_(mapped)
 

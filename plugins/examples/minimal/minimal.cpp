@@ -1,23 +1,13 @@
 // minimal BUNDLE PROMPT N: continue a prompt by up to N tokens; the last line is what it took, as JSON.
 // PROMPT is text, or token ids separated by commas, which are then printed in place of text.
-#include <sys/resource.h>
-
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <optional>
-#include <sstream>
 #include <string>
 #include <ultramem/ultramem.hpp>
 
-// "504,351,4814" as ids; nothing where the text is no such list.
-static ultramem::Ids listed_ids(const std::string& text) {
-  if (text.find_first_not_of("0123456789,") != std::string::npos) return {};
-  ultramem::Ids ids;
-  std::istringstream parts(text);
-  for (std::string part; std::getline(parts, part, ',');) ids.push_back(std::strtoll(part.c_str(), nullptr, 10));
-  return ids;
-}
+#include "../command.h"
 
 static int failed(const ultramem::Error& error) {
   std::fprintf(stderr, "error: %s\n", error.message().c_str());
@@ -56,8 +46,5 @@ int main(int argc, char** argv) {
   auto outputs = session->generate({prompt}, options);
   if (!outputs) return failed(outputs.error());
 
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  std::printf("\n{\"tokens_per_second\": %.2f, \"time_to_first_token_ms\": %.2f, \"rss_mb\": %.1f}\n",
-              session->metrics().tokens_per_second, first_token_ms, static_cast<double>(usage.ru_maxrss) / 1024);
+  print_metrics(session->metrics().tokens_per_second, first_token_ms);
 }

@@ -4,7 +4,7 @@
 #include <filesystem>
 #include <fstream>
 
-#include "../../tables/fingerprint.h"
+#include "../../gpu_tables/fingerprint.h"
 #include "tensors.h"
 #include "values.h"
 
@@ -71,16 +71,18 @@ Field own_field(const Tensor& input, const PluginTensorDesc& desc, const Value& 
   std::string text = desc.type == DataType::kFLOAT ? "float32 " : "int8 ";
   for (std::int32_t d = 0; d < desc.dims.nbDims; ++d) text += (d == 0 ? "" : "x") + std::to_string(desc.dims.d[d]);
   text += " " + std::to_string(offset) + " ";
-  text += tables::fingerprint(value.bytes.data(), static_cast<std::int64_t>(value.bytes.size())) + " model of one";
+  text += gpu_tables::fingerprint(value.bytes.data(), static_cast<std::int64_t>(value.bytes.size())) + " model of one";
   return text_field(input.kind == "scale" ? "scales" : "table", text);
 }
 
-// The contexts that a host makes of one engine: both hold the same tables, and each runs after the engine is gone.
+// The builder runs a plugin as it is; of an engine a host makes contexts, which hold the same tables and run after it
+// is gone.
 void check_contexts(PluginPtr plugin, const Case& c, const Given& given, const std::vector<Numbers>& wanted,
                     Memory& memory, Report& report) {
   report.expect(
       runtime_of(*plugin).enqueue(given.descs.data(), nullptr, given.inputs.data(), nullptr, nullptr, nullptr) != 0,
-      c.name + ": without a context there is no table to read");
+      c.name + ": before its sizes are known there is no table to read");
+  run(*plugin, c, given, wanted, memory, report);
   PluginPtr contexts[] = {PluginPtr(runtime_of(*plugin).attachToContext(nullptr)),
                           PluginPtr(runtime_of(*plugin).attachToContext(nullptr))};
   plugin.reset();

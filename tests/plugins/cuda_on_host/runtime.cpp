@@ -68,6 +68,11 @@ cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrComputeCapabilityMajor ? 8 : attribute == cudaDevAttrComputeCapabilityMinor ? 9 : 0;
+  return cudaSuccess;
+}
+
 cudaError_t cudaMemGetInfo(std::size_t* available, std::size_t* total) {
   *available = *total = number("CUDA_ON_HOST_FREE", std::size_t{8} << 30);
   return cudaSuccess;

@@ -11,7 +11,7 @@
 #include "fingerprint.h"
 #include "mapping.h"
 
-namespace ultramem::tables {
+namespace ultramem::gpu_tables {
 namespace {
 
 using runtime::fail;
@@ -118,11 +118,11 @@ std::shared_ptr<const Resident> load(const Source& source, const std::shared_ptr
 }  // namespace
 
 Place place_asked() {
-  const char* value = std::getenv("ULTRAMEM_TABLES");
+  const char* value = std::getenv("ULTRAMEM_GPU_TABLES");
   const std::string text = value == nullptr ? "auto" : value;
   if (text == "auto" || text.empty()) return Place::kAuto;
   if (text == "device") return Place::kDevice;
-  require(text == "host", ULTRAMEM_CODE_INVALID, "ULTRAMEM_TABLES: expected auto, device or host, found " + text);
+  require(text == "host", ULTRAMEM_CODE_INVALID, "ULTRAMEM_GPU_TABLES: expected auto, device or host, found " + text);
   return Place::kHost;
 }
 
@@ -148,4 +148,4 @@ std::shared_ptr<const Resident> acquire(const Source& source, Place place) {
   return made;
 }
 
-}  // namespace ultramem::tables
+}  // namespace ultramem::gpu_tables

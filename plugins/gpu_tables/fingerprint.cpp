@@ -4,7 +4,7 @@
 
 #include "../runtime/sha256.h"
 
-namespace ultramem::tables {
+namespace ultramem::gpu_tables {
 namespace {
 
 constexpr std::int64_t kRuns = 1024, kRun = 4096;
@@ -26,4 +26,4 @@ std::string fingerprint(const std::byte* data, std::int64_t bytes) {
   return runtime::sha256_bytes(seen.data(), seen.size());
 }
 
-}  // namespace ultramem::tables
+}  // namespace ultramem::gpu_tables

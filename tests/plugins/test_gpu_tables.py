@@ -1,4 +1,4 @@
-"""Tables in memory that a GPU reads (plugins/tables), over CUDA's calls on the host, under sanitizers."""
+"""Tables in memory that a GPU reads (plugins/gpu_tables), over CUDA's calls on the host, under sanitizers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ultramem_deploy.runtime.bundle_files import table_fingerprint
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SOURCES = (
-    "plugins/tables/fingerprint.cpp", "plugins/tables/mapping.cpp", "plugins/tables/tables.cpp",
-    "plugins/runtime/sha256.cpp", "tests/plugins/cuda_on_host/runtime.cpp", "tests/plugins/tables_test.cpp",
+    "plugins/gpu_tables/fingerprint.cpp", "plugins/gpu_tables/mapping.cpp", "plugins/gpu_tables/tables.cpp",
+    "plugins/runtime/sha256.cpp", "tests/plugins/cuda_on_host/runtime.cpp", "tests/plugins/gpu_tables_test.cpp",
 )  # fmt: skip
 COMPILER = os.environ.get("CXX") or shutil.which("c++") or "g++"
 CUDA = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include"

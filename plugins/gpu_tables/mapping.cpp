@@ -11,7 +11,7 @@
 
 #include "../runtime/failure.h"
 
-namespace ultramem::tables {
+namespace ultramem::gpu_tables {
 namespace {
 
 using runtime::require;
@@ -57,4 +57,4 @@ void Mapping::release(std::int64_t begin, std::int64_t end) const {
   if (first < last) madvise(static_cast<std::byte*>(start_) + first, last - first, MADV_DONTNEED);
 }
 
-}  // namespace ultramem::tables
+}  // namespace ultramem::gpu_tables

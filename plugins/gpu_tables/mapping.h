@@ -6,7 +6,7 @@
 #include <string>
 #include <tuple>
 
-namespace ultramem::tables {
+namespace ultramem::gpu_tables {
 
 // The same file under all its names.
 using FileId = std::tuple<std::uint64_t, std::uint64_t>;
@@ -36,4 +36,4 @@ class Mapping {
   FileId file_;
 };
 
-}  // namespace ultramem::tables
+}  // namespace ultramem::gpu_tables

@@ -1,7 +1,5 @@
 // Tables in memory that a GPU reads: PROGRAM FILE FINGERPRINT SCRATCH, over CUDA's calls on the host. FILE is at least
 // 6 MB of random bytes, FINGERPRINT what Python says of the bytes from 4096 on.
-#include "tables/tables.h"
-
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -10,15 +8,16 @@
 #include <vector>
 
 #include "../cpp/check.h"
+#include "gpu_tables/fingerprint.h"
+#include "gpu_tables/mapping.h"
+#include "gpu_tables/tables.h"
 #include "runtime/failure.h"
-#include "tables/fingerprint.h"
-#include "tables/mapping.h"
 
 extern "C" std::size_t cuda_on_host_held();
 
 namespace {
 
-using namespace ultramem::tables;
+using namespace ultramem::gpu_tables;
 using ultramem::runtime::Failure;
 
 std::string file, scratch;
@@ -134,16 +133,16 @@ TEST(offsets_and_sizes_of_more_than_32_bits) {
 
 TEST(the_environment_says_where) {
   CHECK(place_asked() == Place::kAuto);
-  const Variable host("ULTRAMEM_TABLES", "host");
+  const Variable host("ULTRAMEM_GPU_TABLES", "host");
   CHECK(place_asked() == Place::kHost);
-  const Variable device("ULTRAMEM_TABLES", "device");
+  const Variable device("ULTRAMEM_GPU_TABLES", "device");
   CHECK(place_asked() == Place::kDevice);
-  const Variable wrong("ULTRAMEM_TABLES", "disk");
+  const Variable wrong("ULTRAMEM_GPU_TABLES", "disk");
   try {
     place_asked();
     CHECK(!"refused");
   } catch (const Failure& failure) {
-    CHECK_TEXT(failure.what(), "ULTRAMEM_TABLES: expected auto, device or host, found disk");
+    CHECK_TEXT(failure.what(), "ULTRAMEM_GPU_TABLES: expected auto, device or host, found disk");
   }
 }
 

@@ -5,13 +5,13 @@
 #include <memory>
 #include <string>
 
-namespace ultramem::tables {
+namespace ultramem::gpu_tables {
 
 // Device memory; or host memory that the device reads in place, for tables larger than the GPU's; or device memory
 // where it has room, else host memory.
 enum class Place { kAuto, kDevice, kHost };
 
-// What ULTRAMEM_TABLES says: auto (or nothing), device, host. Throws Failure INVALID for anything else.
+// What ULTRAMEM_GPU_TABLES says: auto (or nothing), device, host. Throws Failure INVALID for anything else.
 Place place_asked();
 
 // Where a table's bytes lie, and what they must be: `fingerprint` as fingerprint.h has it.
@@ -34,4 +34,4 @@ struct Resident {
 // Throws Failure: MISSING or DAMAGED that names the file, RUNTIME with CUDA's own error.
 std::shared_ptr<const Resident> acquire(const Source& source, Place place);
 
-}  // namespace ultramem::tables
+}  // namespace ultramem::gpu_tables
