@@ -5,7 +5,7 @@
 Unfolded, a step gathers K rows of D numbers a token and multiplies by W_o; expanded, it gathers K rows of M*d. The
 crossover is the batch at which both take the same time: predicted from rates of this machine that are measured on
 another table and another product (planning/steps.py), and measured on the graphs that `export` makes of both, run by
-ONNX Runtime with our kernels on mapped bfloat16 tables (float32 products: its CPU provider has no bfloat16 ones).
+ONNX Runtime with our kernels on resident bfloat16 tables (float32 products: its CPU provider has no bfloat16 ones).
 Selection is left out: it is the same on both sides. Every page of a table has bytes of its own; the smaller table is
 2 GB. Needs 7 GB of disk a shape, one at a time; three shapes, one with --quick. Target: within a factor 1.5.
 """
@@ -26,7 +26,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.big import workspace
-from benchmarks.common import interleaved, machine, median, print_json, print_table
+from benchmarks.common import interleaved, machine, median, print_json, print_table, share_pool
 from benchmarks.memory_model import decoder, memory_layer, model, write_source
 from ultramem_deploy.checkpoint import Checkpoint
 from ultramem_deploy.converters.onnx.dialect import Ort
@@ -154,7 +154,8 @@ def _opened(graph: Any, directory: Path, threads: int) -> ort.InferenceSession:
     functions = [operator.function for operator in OPERATORS if operator.name == "SparseLookup"]
     proto = helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=9)
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    share_pool(threads)
+    options.use_per_session_threads = False
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(directory.resolve()))
     options.register_custom_ops_library(str(ort_library()))
     return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
