@@ -20,10 +20,10 @@ constexpr std::int32_t kFailure = 1;
 
 bool same_type(const Port& a, const Port& b) { return std::strcmp(a.type, b.type) == 0; }
 
-std::vector<Shape> shapes_of(const std::vector<PluginTensorDesc>& tensors) {
+std::vector<Shape> shapes_of(const PluginTensorDesc* tensors, std::size_t count) {
   std::vector<Shape> shapes;
-  for (const PluginTensorDesc& tensor : tensors) {
-    shapes.emplace_back(tensor.dims.d, tensor.dims.d + tensor.dims.nbDims);
+  for (std::size_t i = 0; i < count; ++i) {
+    shapes.emplace_back(tensors[i].dims.d, tensors[i].dims.d + tensors[i].dims.nbDims);
   }
   return shapes;
 }
@@ -59,12 +59,14 @@ nvinfer1::IPluginCapability* Plugin::getCapabilityInterface(nvinfer1::PluginCapa
 }
 
 nvinfer1::IPluginV3* Plugin::clone() noexcept {
-  return guarded(op().name, static_cast<Plugin*>(nullptr), [&] {
-    auto copy = std::make_unique<Plugin>(adapter_, settings_);
-    copy->tactic_ = tactic_;
-    copy->residents_ = residents_;
-    return copy.release();
-  });
+  return guarded(op().name, static_cast<Plugin*>(nullptr), [&] { return copy().release(); });
+}
+
+std::unique_ptr<Plugin> Plugin::copy() const {
+  auto made = std::make_unique<Plugin>(adapter_, settings_);
+  made->tactic_ = tactic_;
+  made->residents_ = residents_;
+  return made;
 }
 
 const Port& Plugin::port_at(std::int32_t position) const {
@@ -78,11 +80,17 @@ void Plugin::require_inputs(std::int32_t found) const {
               "; a quantised table comes with its scales, another without)");
 }
 
-std::vector<PluginTensorDesc> Plugin::all_inputs(const PluginTensorDesc* given) const {
-  std::vector<PluginTensorDesc> all(given_.size() + settings_.resources.size());
+Plugin::Inputs Plugin::all_inputs(const PluginTensorDesc* given) const {
+  Inputs all{};
   for (std::size_t i = 0; i < given_.size(); ++i) all[given_[i]] = given[i];
   for (const auto& [input, resource] : settings_.resources) all[static_cast<std::size_t>(input)] = resource.desc;
   return all;
+}
+
+void Plugin::load_tables() {
+  for (const auto& [input, resource] : settings_.resources) {
+    if (residents_.count(input) == 0) residents_.emplace(input, find_resident(resource));
+  }
 }
 
 const char* Plugin::getPluginName() const noexcept { return op().name; }
@@ -156,13 +164,14 @@ std::int32_t Plugin::configurePlugin(const DynamicPluginTensorDesc*, std::int32_
 
 std::size_t Plugin::getWorkspaceSize(const DynamicPluginTensorDesc* inputs, std::int32_t input_count,
                                      const DynamicPluginTensorDesc*, std::int32_t) const noexcept {
-  std::vector<PluginTensorDesc> given(given_.size());
-  for (std::size_t i = 0; i < std::min(given.size(), static_cast<std::size_t>(input_count)); ++i) {
+  Inputs given{};
+  for (std::size_t i = 0; i < std::min(given_.size(), static_cast<std::size_t>(input_count)); ++i) {
     given[i].dims = inputs[i].max;
   }
-  std::vector<nvinfer1::Dims> largest;
-  for (const PluginTensorDesc& tensor : all_inputs(given.data())) largest.push_back(tensor.dims);
-  return adapter_.workspace(largest.data(), attributes());
+  const Inputs all = all_inputs(given.data());
+  nvinfer1::Dims largest[kMostInputs];
+  for (std::size_t i = 0; i < kMostInputs; ++i) largest[i] = all[i].dims;
+  return adapter_.workspace(largest, attributes());
 }
 
 std::int32_t Plugin::getNbTactics() noexcept { return static_cast<std::int32_t>(adapter_.tactics.size()); }
@@ -191,19 +200,20 @@ std::int32_t Plugin::onShapeChange(const PluginTensorDesc* inputs, std::int32_t 
                                    std::int32_t) noexcept {
   return guarded(op().name, kFailure, [&] {
     require_inputs(input_count);
-    adapter_.check(BoundShapes(op(), shapes_of(all_inputs(inputs))), attributes());
+    adapter_.check(BoundShapes(op(), shapes_of(all_inputs(inputs).data(), all_count())), attributes());
+    load_tables();  // the builder times plugins that no context was attached to
     return kSuccess;
   });
 }
 
 std::int32_t Plugin::enqueue(const PluginTensorDesc* input_descs, const PluginTensorDesc*, const void* const* inputs,
                              void* const* outputs, void* workspace, cudaStream_t stream) noexcept {
-  const std::vector<PluginTensorDesc> descs = all_inputs(input_descs);
+  const Inputs descs = all_inputs(input_descs);
   const void* data[kMostInputs]{};
   for (std::size_t i = 0; i < given_.size(); ++i) data[given_[i]] = inputs[i];
   for (const auto& [input, resident] : residents_) data[input] = resident->data;
   if (residents_.size() != settings_.resources.size()) {
-    log_error(std::string(op().name) + ": runs only in an execution context, which loads its tables");
+    log_error(std::string(op().name) + ": its tables are not loaded");
     return kFailure;
   }
   const UltramemLaunch launch =
@@ -217,11 +227,9 @@ std::int32_t Plugin::enqueue(const PluginTensorDesc* input_descs, const PluginTe
 // A context's plugins hold its tables: the first context of a process loads them, the last one lets go.
 nvinfer1::IPluginV3* Plugin::attachToContext(nvinfer1::IPluginResourceContext*) noexcept {
   return guarded(op().name, static_cast<Plugin*>(nullptr), [&] {
-    std::unique_ptr<Plugin> copy(static_cast<Plugin*>(clone()));
-    for (const auto& [input, resource] : settings_.resources) {
-      copy->residents_.emplace(input, find_resident(resource));
-    }
-    return copy.release();
+    std::unique_ptr<Plugin> attached = copy();
+    attached->load_tables();
+    return attached.release();
   });
 }
 

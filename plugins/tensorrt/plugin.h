@@ -3,6 +3,7 @@
 
 #include <NvInferRuntime.h>
 
+#include <array>
 #include <map>
 #include <memory>
 #include <string>
@@ -74,7 +75,12 @@ class Plugin final : public nvinfer1::IPluginV3,
   // Throws BadInput where a node has another number of inputs.
   void require_inputs(std::int32_t found) const;
   // The inputs in the order of the description: the node's, and our own tables in their places.
-  std::vector<nvinfer1::PluginTensorDesc> all_inputs(const nvinfer1::PluginTensorDesc* given) const;
+  using Inputs = std::array<nvinfer1::PluginTensorDesc, kMostInputs>;
+  Inputs all_inputs(const nvinfer1::PluginTensorDesc* given) const;
+  std::size_t all_count() const { return given_.size() + settings_.resources.size(); }
+  std::unique_ptr<Plugin> copy() const;
+  // Loads what of our own tables is not there yet. Throws Failure.
+  void load_tables();
 
   const Adapter& adapter_;
   Settings settings_;
@@ -82,7 +88,7 @@ class Plugin final : public nvinfer1::IPluginV3,
   std::string text_;
   Fields fields_;
   std::int32_t tactic_ = 0;
-  std::map<int, std::shared_ptr<const gpu_tables::Resident>> residents_;  // of settings_.resources, once attached
+  std::map<int, std::shared_ptr<const gpu_tables::Resident>> residents_;  // of settings_.resources
 };
 
 }  // namespace ultramem::tensorrt

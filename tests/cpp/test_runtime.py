@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,6 +15,13 @@ from tests.cpp.conftest import Bundled
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 FUZZ_EXECUTIONS = 100_000
+SMALL_MODEL = {"decoder": {"vocab_size": 61, "num_layers": 1, "num_kv_heads": 2, "head_dim": 16}}
+ENGINE = {
+    "backend": "tensorrt", "version": "10.14.1.48", "version_compatible": False, "embeds_plugin": False,
+    "weight_streaming": True, "capabilities": ["9.0"], "least_capability": None, "shortest": 1, "longest": 8,
+    "context": 32, "cache_item_bytes": 2, "caches": [{"input": "past", "output": "present", "heads": 2, "width": 16}],
+    "bindings": {"tables.t.values": "tables.t.values"},
+}  # fmt: skip
 CMAKE = shutil.which("cmake") or str(Path(sys.executable).with_name("cmake"))
 
 
@@ -70,6 +78,10 @@ def test_readers_take_any_bytes(programs: Path, cpp: Path, bundled: Bundled, tmp
     for kind, name in ((b"\0", "manifest.json"), (b"\1", "model-memory.safetensors")):
         seeds.append(tmp_path / name)
         seeds[-1].write_bytes(kind + (bundle / name).read_bytes()[:8192])
+    document = json.loads((bundle / "manifest.json").read_text()) | {"runtime": "tensorrt", "model": SMALL_MODEL}
+    document |= {"engine": ENGINE}
+    seeds.append(tmp_path / "engine.json")
+    seeds[-1].write_bytes(b"\0" + json.dumps(document).encode())
     run(programs / "fuzz_readers", cpp, FUZZ_EXECUTIONS, *seeds)
 
 

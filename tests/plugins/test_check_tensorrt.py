@@ -58,7 +58,7 @@ def test_the_plugins_run(library: Path) -> None:
     assert life.returncode == 0 and run.returncode == 0, run.stdout + run.stderr
     checks = [int(re.search(r"(\d+) checks, 0 failed", result.stdout)[1]) for result in (life, run)]  # type: ignore[index]
     given = 9 * 3 + 1  # nine cases, three checks each and one output more
-    own = 8 * (3 + 2 * (1 + 3))  # eight with tables: made, refused, not attached, and two contexts that run
+    own = 8 * (3 + 3 + 2 * (1 + 3))  # eight with tables: made, refused, too early, run, and two contexts that run
     assert checks[1] == checks[0] + given + own
 
 
