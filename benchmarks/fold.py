@@ -157,7 +157,7 @@ def _opened(graph: Any, directory: Path, threads: int) -> ort.InferenceSession:
     share_pool(threads)
     options.use_per_session_threads = False
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(directory.resolve()))
-    # On the huge pages of resident tables rows are so cheap beside float32 products that both sides draw level for good.
+    # On huge pages rows are so cheap beside float32 products that both sides draw level for good.
     options.add_session_config_entry("ultramem.tables", "mapped")
     options.register_custom_ops_library(str(ort_library()))
     return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
