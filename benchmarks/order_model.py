@@ -1,6 +1,6 @@
 """What `fold --order frequency` gains: pages that a text touches, and bytes that it has read from a disk.
 
-    make demo && python benchmarks/order.py [MODEL ...] [--tokens 2048] [--json]
+    make demo && python benchmarks/order_model.py [MODEL ...] [--tokens 2048] [--json]
 
 MODEL is a canonical checkpoint with memory layers (default: the demo's, before and after its fold). Its accesses are
 profiled on the training part of a text; what is counted is the held-out part, which the profile never saw, in the order
@@ -37,7 +37,7 @@ PAGES = {"4k": 1 << 12, "2m": 1 << 21}
 WINDOW = 256
 _CHILD = """
 import json, sys
-from benchmarks import order
+from benchmarks import order_model as order
 print(json.dumps(order.touched(order.Path(sys.argv[1]), json.loads(sys.stdin.read()))))
 """
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.order import pages
+from benchmarks.order_model import pages
 
 
 @given(st.sets(st.integers(0, 60), min_size=1), st.integers(1, 40), st.sampled_from([8, 16, 64]))
