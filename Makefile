@@ -100,6 +100,7 @@ bench: cpp ## every benchmark, tables on the terminal
 	$(BIN)/python benchmarks/fold.py
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/mapped.py
+	$(BIN)/python benchmarks/order.py
 	$(BIN)/python benchmarks/cpp/table.py
 
 clean: ## remove what the commands above made, downloads excepted

@@ -5,7 +5,7 @@
 Unfolded, a step gathers K rows of D numbers a token and multiplies by W_o; expanded, it gathers K rows of M*d. The
 crossover is the batch at which both take the same time: predicted from rates of this machine that are measured on
 another table and another product (planning/steps.py), and measured on the graphs that `export` makes of both, run by
-ONNX Runtime with our kernels on resident bfloat16 tables (float32 products: its CPU provider has no bfloat16 ones).
+ONNX Runtime with our kernels on mapped bfloat16 tables (float32 products: its CPU provider has no bfloat16 ones).
 Selection is left out: it is the same on both sides. Every page of a table has bytes of its own; the smaller table is
 2 GB. Needs 7 GB of disk a shape, one at a time; three shapes, one with --quick. Target: within a factor 1.5.
 """
@@ -157,6 +157,8 @@ def _opened(graph: Any, directory: Path, threads: int) -> ort.InferenceSession:
     share_pool(threads)
     options.use_per_session_threads = False
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(directory.resolve()))
+    # On huge pages rows are so cheap beside float32 products that both sides draw level for good.
+    options.add_session_config_entry("ultramem.tables", "mapped")
     options.register_custom_ops_library(str(ort_library()))
     return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
@@ -190,6 +192,7 @@ def calibrate(directory: Path, spec: ModelSpec, threads: int, repeats: int) -> S
     """Rates of random rows, of 2 KiB as an expanded core has them, and of products of a shape that no layer has."""
     layer, rng = spec.memory[0], np.random.default_rng(1)
     table = {"rows": session(directory, spec, threads)}
+    touch(table["rows"], spec)
     few, many = (timed(table, spec, batch, repeats)["rows"] for batch in (1, 256))
     read = layer.taken * layer.cores * spec.decoder.hidden_size * 2
     inner = 1536

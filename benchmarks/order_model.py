@@ -5,8 +5,7 @@
 MODEL is a canonical checkpoint with memory layers (default: the demo's, before and after its fold). Its accesses are
 profiled on the training part of a text; what is counted is the held-out part, which the profile never saw, in the order
 as it was and in order of frequency. Pages of 4 KiB are what a disk reads, pages of 2 MiB what an entry of the TLB
-covers on huge pages; this machine's counters of TLB misses are closed to programs. Each run is a process of its own,
-tables mapped and evicted before.
+covers on huge pages. Each run is a process of its own, tables mapped and evicted before. See also order.py.
 """
 
 from __future__ import annotations
