@@ -46,7 +46,7 @@ KINDS = ("dense", "moe", "unfolded", "folded")
 
 @dataclass(frozen=True)
 class Row:
-    """One shape, batch and KV length: seconds (medians) and bytes by part of each model, and its sparse part's flops."""
+    """One shape, batch and KV length: seconds (medians) and bytes by part, and the sparse part's flops."""
 
     shape: str
     batch: int
