@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from onnx import TensorProto, helper
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import machine, median, print_json, print_table
+from benchmarks.common import machine, median, print_json, print_table, share_pool
 from benchmarks.results import save
 from benchmarks.rows import Rows
 from ultramem_deploy.ops import DOMAIN, sparse_lookup
@@ -159,17 +158,12 @@ def _medians(actions: Actions, addresses: Callable[[], torch.Tensor], budget: fl
     return {name: median(values[1:]) for name, values in seconds.items()}
 
 
-@cache
-def _shared_pool() -> None:
-    onnxruntime.set_global_thread_pool_sizes(torch.get_num_threads(), 1)
-
-
 def _in_onnxruntime(table: torch.Tensor, scores: torch.Tensor) -> Actions:
     """The same table through ONNX Runtime, by its kernel and by the function body; nothing is copied."""
     fixed = {"table": _value(table), "scores": _value(scores)}
 
     def runner(kernel: bool) -> Callable[[torch.Tensor], object]:
-        _shared_pool()
+        share_pool(torch.get_num_threads())
         options = onnxruntime.SessionOptions()
         options.use_per_session_threads = False
         options.log_severity_level = 4
