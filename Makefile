@@ -99,6 +99,8 @@ bench: cpp ## every benchmark, tables on the terminal
 	$(BIN)/python benchmarks/big_fold.py --quick
 	$(BIN)/python benchmarks/fold.py
 	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/mapped.py
+	$(BIN)/python benchmarks/order.py
 	$(BIN)/python benchmarks/cpp/table.py
 
 clean: ## remove what the commands above made, downloads excepted

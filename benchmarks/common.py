@@ -7,6 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,17 @@ def interleaved(actions: dict[str, Callable[[], Any]], repeats: int) -> dict[str
         for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
             seconds[name].append(_timed(actions[name]))
     return seconds
+
+
+@cache
+def share_pool(threads: int) -> None:
+    """One pool for every ONNX Runtime session of the process that has `use_per_session_threads` off.
+
+    A pool of its own for each session would spin after a run, on the cores of the session that comes next.
+    """
+    import onnxruntime
+
+    onnxruntime.set_global_thread_pool_sizes(threads, 1)
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -4,9 +4,12 @@
     python benchmarks/decode.py --quick --json
 
 PyTorch, bfloat16, random weights on one arena of huge pages: the models share the decoder's pages, and experts and
-tables lie on the same ones (oneDNN's copy of the experts has huge pages of its own, by a glibc tunable for which the
-script starts itself again). Steps of all models take turns with new tokens. A byte bound is the ratio of the bytes that
-two models must read in a step. The folded tables are expanded rows cut to the unfolded tables' bytes. Needs 8 GB of
+tables lie on the same ones (oneDNN's copies have huge pages of their own, by a glibc tunable for which the script
+starts itself again). All keep their dense weights in oneDNN's order (`load(pack=True)`), which halves the time of
+products of few rows; the decoder's are laid out once for all. Steps of all models take turns with new tokens. A byte
+bound is the ratio of the bytes that two models must read in a step. The folded tables are expanded rows cut to the
+unfolded tables' bytes. The sparse part's roofline is the ratio where each side takes the longer of its bytes at the
+measured bandwidth and of its products at the measured rate. Needs 8 GB of
 memory with --quick.
 """
 
@@ -20,15 +23,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import machine, print_json, print_table, read_bandwidth
+from benchmarks.common import interleaved, machine, print_json, print_table, read_bandwidth
 from benchmarks.decode_peers import choose, mixture
-from benchmarks.decode_shapes import EXPERTS, ITEM, SLICES, WHOLE, Arena, Shape, build, sparse, step_bytes
+from benchmarks.decode_shapes import EXPERTS, ITEM, SLICES, WHOLE, Arena, Shape, build, sparse, sparse_flops, step_bytes
 from benchmarks.decode_steps import PARTS, measure
 from benchmarks.results import save
 from ultramem_deploy.model.decoder import UltraMemModel
+from ultramem_deploy.model.ffn import GatedMLP
+from ultramem_deploy.model.packing import PackedLinear, pack
 from ultramem_deploy.planning.machine import total_memory
 
 BATCHES, HISTORIES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512), (64, 256, 2048)
@@ -39,13 +46,14 @@ KINDS = ("dense", "moe", "unfolded", "folded")
 
 @dataclass(frozen=True)
 class Row:
-    """One shape, batch and KV length: seconds (medians) and bytes of each model, by part."""
+    """One shape, batch and KV length: seconds (medians) and bytes by part, and the sparse part's flops."""
 
     shape: str
     batch: int
     kv: int
     seconds: dict[str, dict[str, float]]
     bytes: dict[str, dict[str, float]]
+    flops: dict[str, float]
     moe_product: str
     moe_expert_bytes_per_second: float
 
@@ -56,6 +64,13 @@ class Row:
 
     def speedup(self, part: str = "step", kind: str | None = None, of: str = "moe") -> float:
         return self.seconds[of][part] / self.seconds[kind or self.ours][part]
+
+    def roofline(self, bandwidth: float, rate: float) -> float:
+        """The sparse part's ratio where each side takes the longer of reading its bytes and of its arithmetic."""
+        experts, own = (
+            max(sparse(self.bytes[kind]) / bandwidth, self.flops[kind] / rate) for kind in ("moe", self.ours)
+        )
+        return experts / own
 
     def bound(self, part: str = "step", kind: str | None = None) -> float:
         """How many times the bytes of `kind` the mixture of experts reads."""
@@ -71,7 +86,7 @@ def main() -> None:
     options = parser.parse_args()
     bandwidth = read_bandwidth()
     rows, skipped = run(WHOLE, QUICK if options.quick else grid(), 3.0 if options.quick else 8.0)
-    result = summary(rows, bandwidth) | {"machine": machine(), "skipped": skipped}
+    result = summary(rows, bandwidth, product_rate()) | {"machine": machine(), "skipped": skipped}
     if not options.quick:
         for shape in SLICES:
             more, left = run(shape, [(batch, 64) for batch in BATCHES], 8.0)
@@ -106,7 +121,22 @@ def run(shape: Shape, points: list[tuple[int, int]] | tuple[tuple[int, int], ...
         "unfolded": build(shape.unfolded(), arena),
         "folded": build(shape.folded(), arena),
     }
+    pack_all(models)
     return [measured(shape, models, batch, kv, budget) for batch, kv in kept], skipped
+
+
+def pack_all(models: dict[str, UltraMemModel]) -> None:
+    """Lay dense weights out for oneDNN; the decoder's, which all models share, once."""
+    dense = pack(models.pop("dense"))
+    for model in models.values():
+        model.model.embed_tokens.weight = dense.model.embed_tokens.weight
+        for block, packed in zip(model.model.layers, dense.model.layers, strict=True):
+            block.self_attn = packed.self_attn
+            if isinstance(block.mlp, GatedMLP):
+                block.mlp = packed.mlp
+        pack(model)
+        model.lm_head = dense.lm_head
+    models["dense"] = dense
 
 
 def measured(shape: Shape, models: dict[str, UltraMemModel], batch: int, kv: int, budget: float) -> Row:
@@ -118,10 +148,18 @@ def measured(shape: Shape, models: dict[str, UltraMemModel], batch: int, kv: int
     reached = sum(layer.reached for layer in layers) / steps
     rate = reached * shape.expert_numbers * ITEM / seconds["moe"]["ffn"]
     counted = {kind: step_bytes(shape, kind, batch, kv) for kind in KINDS}
-    return Row(shape.name, batch, kv, seconds, counted, product, rate)
+    flops = {kind: sparse_flops(shape, kind, batch) for kind in KINDS}
+    return Row(shape.name, batch, kv, seconds, counted, flops, product, rate)
 
 
-def summary(rows: list[Row], bandwidth: float) -> dict[str, Any]:
+@torch.inference_mode()
+def product_rate(rows: int = 512, repeats: int = 15) -> float:
+    """Multiplications and additions a second of a large product of bfloat16 weights in oneDNN's order: the best."""
+    layer, x = PackedLinear(torch.rand(4096, 1024).bfloat16()), torch.rand(rows, 1024).bfloat16()
+    return 2 * rows * 4096 * 1024 / min(interleaved({"product": lambda: layer(x)}, repeats)["product"])
+
+
+def summary(rows: list[Row], bandwidth: float, rate: float) -> dict[str, Any]:
     """By batch at the shortest KV length: the faster of our two forms against the mixture of experts and the dense."""
     shortest = [row for row in rows if row.kv == min(row.kv for row in rows)]
     at = next((row for row in shortest if row.batch == 64), shortest[-1])
@@ -130,6 +168,8 @@ def summary(rows: list[Row], bandwidth: float) -> dict[str, Any]:
         "byte_bound": {row.batch: row.bound() for row in shortest},
         "sparse_part_speedup": {row.batch: row.speedup("sparse") for row in shortest},
         "sparse_part_byte_bound": {row.batch: row.bound("sparse") for row in shortest},
+        "sparse_part_roofline": {row.batch: row.roofline(bandwidth, rate) for row in shortest},
+        "flops_per_second": rate,
         "ratio_vs_dense": {row.batch: 1 / row.speedup(of="dense") for row in shortest},
         "form": {row.batch: row.ours for row in shortest},
         "best_moe": at.moe_product,
@@ -152,6 +192,8 @@ def report(rows: list[Row], result: dict[str, Any]) -> None:
     best = max(rows, key=Row.speedup)
     print(f"largest ratio: {best.speedup():.2f} ({best.shape}, batch {best.batch}, KV {best.kv}, {best.ours})")
     print(f"experts at batch 64: {result['best_moe']}, {result['moe_bandwidth_fraction']:.2f} of sequential bandwidth")
+    roofline = ", ".join(f"{batch}: {bound:.2f}" for batch, bound in result["sparse_part_roofline"].items())
+    print(f"sparse part, bytes and arithmetic, by batch: {roofline}")
     for line in result["skipped"]:
         print(f"skipped, more than 80% of memory: {line}")
 

@@ -144,6 +144,17 @@ def sparse(parts: dict[str, float]) -> float:
     return parts["ffn"] + parts["memory"]
 
 
+def sparse_flops(shape: Shape, kind: str, batch: int) -> float:
+    """Multiplications and additions of the products in what stands for the FFNs; experts do as many as the FFNs."""
+    numbers = shape.blocks * 3 * shape.hidden * shape.inner
+    spec = {"unfolded": shape.unfolded, "folded": shape.folded}.get(kind, shape.dense)()
+    for layer in spec.memory:
+        keys = layer.heads * layer.rank * (layer.row_keys + layer.col_keys) * layer.key_width
+        output = 0 if layer.expanded else layer.blocks * shape.value_width * shape.hidden
+        numbers += layer.query_heads * 2 * layer.key_width * shape.hidden + keys + output
+    return 2 * batch * numbers
+
+
 def _memory_bytes(spec: ModelSpec, index: int, batch: int) -> float:
     layer = spec.memory[index]
     output, shuffle = (0, 0) if layer.expanded else (ITEM, 8)

@@ -4,8 +4,8 @@
     python benchmarks/lookup.py --quick --json
 
 Every contender reads the same bytes on the same huge pages with the same threads; each call has new random addresses.
-"torch" compares within PyTorch (ours, embedding_bag, gather-multiply-sum), "ort" within ONNX Runtime (ours, the
-function body).
+"torch" compares within PyTorch (ours, embedding_bag, gather-multiply-sum, the limit), "ort" within ONNX Runtime (ours,
+the function body). Each runtime is measured apart: its threads spin after a call, on the cores of whatever comes next.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from onnx import TensorProto, helper
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import machine, median, print_json, print_table
+from benchmarks.common import machine, median, print_json, print_table, share_pool
 from benchmarks.results import save
 from benchmarks.rows import Rows
 from ultramem_deploy.ops import DOMAIN, sparse_lookup
@@ -36,6 +36,7 @@ GIB = 1 << 30
 WIDTHS, SLOTS, TOKENS = (192, 384, 768, 1024, 2048), (32, 64, 128, 256), (1, 4, 16, 64, 256, 1024)
 QUICK = [(width, slots, tokens) for width, slots in ((192, 32), (1024, 64), (2048, 256)) for tokens in (1, 16, 64, 256)]
 AHEAD_BYTES = (0, 4 << 10, 8 << 10, 16 << 10, 32 << 10)
+Actions = dict[str, Callable[[torch.Tensor], object]]
 ELEMENTS = {
     torch.float32: TensorProto.FLOAT,
     torch.bfloat16: TensorProto.BFLOAT16,
@@ -121,7 +122,7 @@ def measure(
     def addresses() -> torch.Tensor:
         return memory.addresses(len(table), tokens, slots)
 
-    actions: dict[str, Callable[[torch.Tensor], object]] = {
+    actions: Actions = {
         f"touch {ahead}": lambda a, n=ahead // row_bytes: memory.touch(table, a, n)
         for ahead in AHEAD_BYTES
         if ahead == 0 or ahead >= row_bytes
@@ -133,8 +134,9 @@ def measure(
             a, table, per_sample_weights=weights, mode="sum"
         )
         actions["gather"] = lambda a: (table[a] * weights[..., None]).sum(1)
-        actions |= _in_onnxruntime(table, scores)
     seconds = _medians(actions, addresses, budget)
+    if peers:
+        seconds |= _medians(_in_onnxruntime(table, scores), addresses, budget / 2)
     touched = [name for name in seconds if name.startswith("touch")]
     seconds["limit"] = min(seconds.pop(name) for name in touched)
     name = str(dtype).removeprefix("torch.") if scales is None else encoding_of(table)
@@ -142,27 +144,28 @@ def measure(
 
 
 @torch.inference_mode()
-def _medians(
-    actions: dict[str, Callable[[torch.Tensor], object]], addresses: Callable[[], torch.Tensor], budget: float
-) -> dict[str, float]:
+def _medians(actions: Actions, addresses: Callable[[], torch.Tensor], budget: float) -> dict[str, float]:
+    """Of each action, in turn, everyone once after each of the others."""
     seconds: dict[str, list[float]] = {name: [] for name in actions}
-    end = time.perf_counter() + budget
+    order, end = list(actions), time.perf_counter() + budget
     while time.perf_counter() < end or min(map(len, seconds.values())) < 4:
-        for name, action in actions.items():
+        for name in order:
             chosen = addresses()
             begin = time.perf_counter()
-            action(chosen)
+            actions[name](chosen)
             seconds[name].append(time.perf_counter() - begin)
+        order.append(order.pop(0))
     return {name: median(values[1:]) for name, values in seconds.items()}
 
 
-def _in_onnxruntime(table: torch.Tensor, scores: torch.Tensor) -> dict[str, Callable[[torch.Tensor], object]]:
+def _in_onnxruntime(table: torch.Tensor, scores: torch.Tensor) -> Actions:
     """The same table through ONNX Runtime, by its kernel and by the function body; nothing is copied."""
     fixed = {"table": _value(table), "scores": _value(scores)}
 
     def runner(kernel: bool) -> Callable[[torch.Tensor], object]:
+        share_pool(torch.get_num_threads())
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
+        options.use_per_session_threads = False
         options.log_severity_level = 4
         if kernel:
             options.register_custom_ops_library(str(ort_library()))

@@ -16,7 +16,6 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from onnx import TensorProto, helper
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import interleaved, machine, median, print_json, print_table
+from benchmarks.common import interleaved, machine, median, print_json, print_table, share_pool
 from benchmarks.results import save
 from ultramem_deploy.ops import DOMAIN, tucker_topk
 from ultramem_deploy.runtime.plugins import ort_library
@@ -122,13 +121,8 @@ def _on_cpu(session: onnxruntime.InferenceSession, binding: onnxruntime.IOBindin
     return binding
 
 
-@cache
-def _shared_pool() -> None:
-    onnxruntime.set_global_thread_pool_sizes(torch.get_num_threads(), 1)
-
-
 def _session(kept: int, shapes: dict[str, tuple[int, ...]], kernel: bool) -> onnxruntime.InferenceSession:
-    _shared_pool()
+    share_pool(torch.get_num_threads())
     options = onnxruntime.SessionOptions()
     options.use_per_session_threads = False
     options.log_severity_level = 4

@@ -53,7 +53,7 @@ def main() -> None:
         base = Path(folder)
         um.convert(source, base / "source")
         rows = [row for active in ACTIVE for row in upcycled(base, active, tokens)]
-        healed = heal(base, 20 if options.quick else 200, tokens["held_out_tokens"])
+        healed = heal(base, 60 if options.quick else 200, tokens["held_out_tokens"])
         speed = decode(base)
         result: dict[str, Any] = {
             "benchmark": "upcycle-experts",

@@ -15,6 +15,7 @@ from ultramem_deploy.checkpoint.cast import cast
 from ultramem_deploy.planning.scratch import MOST_TILE, TILE, expand_scratch, gather_scratch
 from ultramem_deploy.spec import ModelSpec
 
+from .rounding import round_rows
 from .slots import Slots
 
 
@@ -56,7 +57,7 @@ class ExpandedLayer:
                 for core in range(slots.layer.cores):
                     product = products[: len(tile)]
                     np.matmul(values[:, core * width : (core + 1) * width], weight[p, core], out=product)
-                    out[tile, core] = cast(where, product, dtype)
+                    round_rows(where, product, out[:, core], tile)
         out[slots.empty(start, stop)] = 0
         return out.reshape(stop - start, -1)
 

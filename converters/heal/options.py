@@ -14,7 +14,7 @@ VALUE_SCHEDULES = ("fixed", "v1", "v2")
 LOSSES = ("auto", "lm", "kl")
 AUTOCASTS = ("bf16", "off")
 DEVICES = ("cpu", "gpu")
-NEW_LR, FITTED_LR, NEW_RATIO = 5e-3, 2e-4, 4
+NEW_LR, FITTED_LR, NEW_RATIO = 5e-3, 1e-4, 4
 
 
 @dataclass(frozen=True)

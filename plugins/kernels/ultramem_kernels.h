@@ -157,6 +157,11 @@ typedef struct UltramemOpenMp {
 // A parallel_for whose host is an UltramemOpenMp.
 ULTRAMEM_PUBLIC void ultramem_openmp_for(void* host, UltramemTask task, size_t count, void* data);
 
+// rounded[rows[i]*stride + j] = numbers[i*width + j] in bfloat16, float64 rounded once to nearest even; how many finite
+// numbers became infinite. For folds, whose sums are in float64.
+ULTRAMEM_PUBLIC int64_t ultramem_round_rows(const double* numbers, uint16_t* rounded, const int64_t* rows,
+                                            int64_t count, int64_t width, int64_t stride);
+
 // The instruction set in use, "plain", "avx2" or "avx512": the best of this machine, or what ULTRAMEM_CPU asks for.
 // Decided once a process.
 ULTRAMEM_PUBLIC const char* ultramem_cpu_isa(void);

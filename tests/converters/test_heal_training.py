@@ -53,8 +53,8 @@ def test_rates_suit_the_layers(written: Written, model: Path) -> None:
     new = written(b.V1, "new", changes=zero)
     for path, given, expected in (
         (new, {}, (5e-3, 2e-2)),
-        (model, {}, (2e-4, 2e-4)),
-        (written(b.SIGNED, "signed"), {}, (2e-4, 2e-4)),
+        (model, {}, (1e-4, 1e-4)),
+        (written(b.SIGNED, "signed"), {}, (1e-4, 1e-4)),
         (new, {"lr": 1e-3}, (1e-3, 4e-3)),
         (new, {"lr": 1e-3, "value_lr": 3e-3}, (1e-3, 3e-3)),
     ):

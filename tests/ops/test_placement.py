@@ -121,12 +121,7 @@ def test_rows_are_read_ahead_and_others_are_not(evicted: torch.Tensor) -> None:
     if pages_in_memory(evicted).any():
         pytest.skip("this filesystem keeps files in memory")
     rows = torch.arange(0, ROWS, 100)
-    library = placement._library()
-    assert library is not None
-    described = native._table(evicted, None)
-    library.ultramem_read_ahead(
-        placement.byref(described), placement.c_void_p(rows.data_ptr()), placement.ctypes.c_int64(len(rows))
-    )
+    native.read_ahead(evicted, rows)
     first = evicted.data_ptr() // PAGE
     wanted_pages = [(evicted[row].data_ptr() + byte) // PAGE - first for row in rows for byte in (0, 4 * WIDTH - 1)]
     deadline = time.monotonic() + 20

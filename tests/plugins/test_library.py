@@ -19,6 +19,7 @@ EXPORTED = {
     "ultramem_cpu_error",
     "ultramem_cpu_isa",
     "ultramem_openmp_for",
+    "ultramem_round_rows",
     "ultramem_place",
     "ultramem_read_ahead",
     "ultramem_release",

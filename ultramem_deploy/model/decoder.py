@@ -101,7 +101,7 @@ class UltraMemModel(nn.Module):
     def head(self, x: torch.Tensor) -> torch.Tensor:
         """Final norm and output projection: hidden [B, S, d] -> logits [B, S, V]."""
         x = self.model.norm(x)
-        if self.spec.decoder.tie_embeddings:
+        if "lm_head" not in self._modules:
             return F.linear(x, self.model.embed_tokens.weight)
         logits: torch.Tensor = self.lm_head(x)
         return logits

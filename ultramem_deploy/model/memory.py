@@ -71,6 +71,7 @@ class MemoryLayer(nn.Module):
         rank = layer.key_rank
         self.spec, self.table_spec, self.hidden_size = layer, table, hidden
         self.observer: Callable[[Retrieval], None] | None = None
+        self.packed_keys: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
         if layer.scoring != "signed":
             self.row_keys = nn.Parameter(torch.empty(layer.heads, rank, layer.row_keys, layer.key_width))
         if not layer.reads_hidden:
@@ -178,11 +179,11 @@ class MemoryLayer(nn.Module):
             # A logarithm, so that a sum with a column's score ranks a product of weight and activity.
             return _rank_two(row.scatter(1, chosen, weights.log())[:, None, None], col)
         if s.scoring == "signed":
-            col = self._side_scores(hidden[:, None], self.col_keys)
+            col = self._side_scores(hidden[:, None], "col_keys")
             return self._signs(col.device).expand(len(col), -1, -1, -1), col
         query = self._queries(hidden)
-        row = self._side_scores(query[:, :, 0], self.row_keys)
-        col = self._side_scores(query[:, :, 1], self.col_keys)
+        row = self._side_scores(query[:, :, 0], "row_keys")
+        col = self._side_scores(query[:, :, 1], "col_keys")
         if s.scoring == "tucker":
             return row, col
         return _rank_two(row, col)
@@ -211,8 +212,23 @@ class MemoryLayer(nn.Module):
         eye = torch.eye(self.spec.rank, device=device)
         return torch.cat([eye, -eye], dim=1)[None, None]
 
-    def _side_scores(self, query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        keys = self.key_norm(keys) if self.key_norm else keys
+    def pack_keys(self, packed: Callable[[torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]) -> None:
+        """Have `packed(weight [out, kdim])` multiply queries with the keys, where all heads share a query."""
+        if self.spec.query_heads != 1 or self.spec.rank_one_keys or self.spec.routing:
+            return
+        for name in ("row_keys", "col_keys"):
+            keys = getattr(self, name, None)
+            if keys is not None and keys.dtype == torch.bfloat16:
+                self.packed_keys[name] = packed(self._normed(keys).flatten(0, 2))
+
+    def _normed(self, keys: torch.Tensor) -> torch.Tensor:
+        return self.key_norm(keys) if self.key_norm else keys
+
+    def _side_scores(self, query: torch.Tensor, name: str) -> torch.Tensor:
+        keys: torch.Tensor = getattr(self, name)
+        if name in self.packed_keys:
+            return self.packed_keys[name](query[:, 0]).view(len(query), *keys.shape[:3]).float()
+        keys = self._normed(keys)
         if self.spec.query_heads == 1:
             flat = query[:, 0] @ keys.flatten(0, 2).T.to(query.dtype)
             return flat.view(len(flat), *keys.shape[:3]).float()

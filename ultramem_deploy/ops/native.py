@@ -9,8 +9,9 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable
-from ctypes import POINTER, Structure, byref, c_int, c_int32, c_int64, c_uint, c_void_p
+from ctypes import Structure, c_char_p, c_int, c_int64, c_uint, c_void_p
 from functools import cache
+from struct import Struct
 
 import torch
 
@@ -28,51 +29,11 @@ class Status(Structure):
     _fields_ = (("code", c_int), ("token", c_int64), ("slot", c_int64), ("address", c_int64))
 
 
-class Table(Structure):
-    """UltramemTable."""
-
-    _fields_ = (
-        ("data", c_void_p),
-        ("type", c_int),
-        ("rows", c_int64),
-        ("width", c_int64),
-        ("row_stride", c_int64),
-        ("scales", c_void_p),
-        ("read_ahead", c_int32),
-    )
-
-
-class Lookup(Structure):
-    """UltramemSparseLookup."""
-
-    _fields_ = (
-        ("table", Table),
-        *((name, c_void_p) for name in ("addresses", "scores", "output")),
-        ("type", c_int),
-        *((name, c_int64) for name in ("tokens", "slots", "cores", "blocks")),
-    )
-
-
-class Gate(Structure):
-    """UltramemSparseGate."""
-
-    _fields_ = (
-        ("table", Table),
-        *((name, c_void_p) for name in ("addresses", "x", "gate")),
-        ("type", c_int),
-        *((name, c_int64) for name in ("tokens", "slots", "x_width")),
-        ("activation", c_int),
-    )
-
-
-class TopK(Structure):
-    """UltramemTuckerTopK."""
-
-    _fields_ = (
-        *((name, c_void_p) for name in ("row_scores", "col_scores", "u", "v", "core", "scores", "indices")),
-        ("type", c_int),
-        *((name, c_int64) for name in ("tokens", "heads", "rank", "n_row", "n_col", "cores", "k")),
-    )
+# The problems' C layouts, packed at once: a ctypes structure of so many fields takes longer than a small lookup.
+TABLE = "PiqqqPi4x"  # UltramemTable: data, type, rows, width, row stride, scales, read_ahead
+LOOKUP = Struct(f"@{TABLE}PPPiqqqq")  # UltramemSparseLookup
+GATE = Struct(f"@{TABLE}PPPiqqqi4x")  # UltramemSparseGate
+TOPK = Struct("@PPPPPPPiqqqqqqq")  # UltramemTuckerTopK
 
 
 class Threads(Structure):
@@ -92,24 +53,30 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
-        self.lookup = _function(library.ultramem_sparse_lookup_run, Lookup)
-        self.gate = _function(library.ultramem_sparse_gate_run, Gate)
-        self.topk = _function(library.ultramem_tucker_topk_run, TopK)
+        self.lookup = _function(library.ultramem_sparse_lookup_run)
+        self.gate = _function(library.ultramem_sparse_gate_run)
+        self.topk = _function(library.ultramem_tucker_topk_run)
+        self.read_ahead = library.ultramem_read_ahead
+        self.read_ahead.argtypes = (c_char_p, c_void_p, c_int64)
+        self.read_ahead.restype = None
         # PyTorch's own OpenMP: threads of ours would compete with its threads for the same cores.
         parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
         self._openmp = OpenMp(ctypes.cast(parallel, c_void_p) if parallel else None, 1)
         team = ctypes.cast(library.ultramem_openmp_for, c_void_p) if parallel else None
         self._threads = Threads(team, ctypes.cast(ctypes.pointer(self._openmp), c_void_p), 1)
+        self._host = ctypes.addressof(self._threads)
 
-    def run(self, function: Callable[..., Status], problem: Structure) -> Status:
-        """Run a problem on as many threads as PyTorch uses."""
-        self._openmp.threads = self._threads.count = torch.get_num_threads()
-        return function(byref(problem), byref(self._threads))
+    def run(self, function: Callable[..., Status], problem: bytes) -> Status:
+        """Run a packed problem on as many threads as PyTorch uses."""
+        threads = torch.get_num_threads()
+        if threads != self._threads.count:
+            self._openmp.threads = self._threads.count = threads
+        return function(problem, self._host)
 
 
-def _function(function: Callable[..., Status], problem: type[Structure]) -> Callable[..., Status]:
+def _function(function: Callable[..., Status]) -> Callable[..., Status]:
     function.restype = Status  # type: ignore[attr-defined]
-    function.argtypes = (POINTER(problem), POINTER(Threads))  # type: ignore[attr-defined]
+    function.argtypes = (c_char_p, c_void_p)  # type: ignore[attr-defined]
     return function
 
 
@@ -130,21 +97,31 @@ def kernels() -> Kernels | None:
 
 
 def usable(table: torch.Tensor | None, activations: tuple[torch.Tensor, ...], *others: torch.Tensor | None) -> bool:
-    """Whether the kernels take these tensors: eager, on the CPU, dense, of their types, and no gradient wanted."""
-    tensors = [x for x in (table, *activations, *others) if x is not None]
-    return (
-        not torch.compiler.is_compiling()
-        and all(type(x) in _PLAIN and x.device.type == "cpu" for x in tensors)
-        and (table is None or (table.dtype in TABLE_TYPES and table.ndim == 2 and table.is_contiguous()))
-        and activations[0].dtype in ACTIVATION_TYPES
-        and all(x.dtype == activations[0].dtype for x in activations)
-        and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
-        and torch._C._len_torch_dispatch_stack() == 0
-        and kernels() is not None
-    )
+    """Whether the kernels take these tensors: eager, on the CPU, dense, of their types, and no gradient wanted.
+
+    In few steps: a small lookup takes less time than checks that are written for the eye alone.
+    """
+    dtype, gradients = activations[0].dtype, torch.is_grad_enabled()
+    if torch.compiler.is_compiling() or dtype not in ACTIVATION_TYPES:
+        return False
+    for x in activations:
+        if x.dtype is not dtype or not _is_plain(x, gradients):
+            return False
+    for other in others:
+        if other is not None and not _is_plain(other, gradients):
+            return False
+    if table is not None and not (
+        _is_plain(table, gradients) and table.dtype in TABLE_TYPES and table.ndim == 2 and table.is_contiguous()
+    ):
+        return False
+    return torch._C._len_torch_dispatch_stack() == 0 and kernels() is not None
 
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+def _is_plain(x: torch.Tensor, gradients: bool) -> bool:
+    return type(x) in _PLAIN and x.is_cpu and not (gradients and x.requires_grad)
+
+
+_PLAIN = {torch.Tensor, torch.nn.Parameter}
 
 
 def sparse_lookup(
@@ -154,15 +131,10 @@ def sparse_lookup(
     tokens, slots, cores = scores.shape
     addresses, scores = addresses.contiguous(), scores.contiguous()
     described = _table(table, scales)
-    output = scores.new_empty((tokens, blocks * described.width))
-    problem = Lookup(
-        described,
-        addresses.data_ptr(),
-        scores.data_ptr(),
-        output.data_ptr(),
-        ACTIVATION_TYPES[scores.dtype],
-        *(tokens, slots, cores, blocks),
-    )
+    output = scores.new_empty(tokens, blocks * described[3])
+    pointers = addresses.data_ptr(), scores.data_ptr(), output.data_ptr()
+    sizes = tokens, slots, cores, blocks
+    problem = LOOKUP.pack(*described, *pointers, ACTIVATION_TYPES[scores.dtype], *sizes)
     return output if _run("SparseLookup", "lookup", problem) else None
 
 
@@ -172,15 +144,10 @@ def sparse_gate(
     """Gate [T, K] in the dtype of `x`, or None where an address is bad."""
     tokens, slots = addresses.shape
     addresses, x = addresses.contiguous(), x.contiguous()
-    gate = x.new_empty((tokens, slots))
-    problem = Gate(
-        _table(table, scales),
-        addresses.data_ptr(),
-        x.data_ptr(),
-        gate.data_ptr(),
-        ACTIVATION_TYPES[x.dtype],
-        *(tokens, slots, x.shape[1], activation),
-    )
+    gate = x.new_empty(tokens, slots)
+    pointers = addresses.data_ptr(), x.data_ptr(), gate.data_ptr()
+    sizes = tokens, slots, x.shape[1], activation
+    problem = GATE.pack(*_table(table, scales), *pointers, ACTIVATION_TYPES[x.dtype], *sizes)
     return gate if _run("SparseGate", "gate", problem) else None
 
 
@@ -190,25 +157,32 @@ def tucker_topk(
     """Scores [T, H*k, M] and virtual indices [T, H*k]."""
     tokens, heads, rank, n_row = row.shape
     inputs = [x.contiguous() for x in (row, col, u, v, core)]
-    scores = row.new_empty((tokens, heads * k, core.shape[0]))
+    scores = row.new_empty(tokens, heads * k, core.shape[0])
     indices = row.new_empty((tokens, heads * k), dtype=torch.int64)
-    problem = TopK(
-        *(x.data_ptr() for x in (*inputs, scores, indices)),
-        ACTIVATION_TYPES[row.dtype],
-        *(tokens, heads, rank, n_row, col.shape[3], core.shape[0], k),
-    )
-    _run("TuckerTopK", "topk", problem)
+    pointers = [x.data_ptr() for x in (*inputs, scores, indices)]
+    sizes = tokens, heads, rank, n_row, col.shape[3], core.shape[0], k
+    _run("TuckerTopK", "topk", TOPK.pack(*pointers, ACTIVATION_TYPES[row.dtype], *sizes))
     return scores, indices
 
 
-def _table(table: torch.Tensor, scales: torch.Tensor | None) -> Table:
-    width = table.shape[1] * (2 if table.dtype == torch.uint8 else 1)
-    pointer = None if scales is None else scales.data_ptr()
+def read_ahead(table: torch.Tensor, addresses: torch.Tensor) -> None:
+    """Ask the system for the rows of addresses int64 [T, K], where the table may lie on a disk; does not wait."""
+    loaded = kernels()
+    if loaded is not None and table.data_ptr() in READ_AHEAD:
+        addresses = addresses.contiguous()
+        loaded.read_ahead(Struct(f"@{TABLE}").pack(*_table(table, None)), addresses.data_ptr(), addresses.numel())
+
+
+def _table(table: torch.Tensor, scales: torch.Tensor | None) -> tuple[int, int, int, int, int, int, bool]:
+    """The fields of `TABLE`."""
+    rows, columns = table.shape
+    width = 2 * columns if table.dtype == torch.uint8 else columns
     data = table.data_ptr()
-    return Table(data, TABLE_TYPES[table.dtype], table.shape[0], width, width, pointer, data in READ_AHEAD)
+    scale = 0 if scales is None else scales.data_ptr()
+    return data, TABLE_TYPES[table.dtype], rows, width, width, scale, data in READ_AHEAD
 
 
-def _run(operator: str, name: str, problem: Structure) -> bool:
+def _run(operator: str, name: str, problem: bytes) -> bool:
     loaded = kernels()
     if loaded is None:
         raise RuntimeError(f"{operator}: the kernels are gone")

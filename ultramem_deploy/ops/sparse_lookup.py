@@ -212,10 +212,11 @@ def sparse_lookup(
 
 
 def _fits(table: torch.Tensor, addresses: torch.Tensor, scores: torch.Tensor) -> bool:
+    found, weighted = addresses.shape, scores.shape
     return (
-        addresses.dtype == torch.int64
-        and scores.ndim == 3
-        and addresses.shape == scores.shape[:2]
-        and scores.shape[2] > 0
-        and encoding.table_width(table) % scores.shape[2] == 0
+        addresses.dtype is torch.int64
+        and len(weighted) == 3
+        and found == weighted[:2]
+        and weighted[2] > 0
+        and encoding.table_width(table) % weighted[2] == 0
     )

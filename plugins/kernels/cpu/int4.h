@@ -14,8 +14,8 @@ struct Int4Cursor {
   std::int64_t at;
 
   Int4Cursor operator+(std::int64_t numbers) const { return {row, at + numbers}; }
-  bool splits_byte() const { return at % 2 != 0; }
-  const std::uint8_t* byte() const { return row + at / 2; }
+  bool splits_byte() const { return (at & 1) != 0; }
+  const std::uint8_t* byte() const { return row + (at >> 1); }
 };
 
 namespace {

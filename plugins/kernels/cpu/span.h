@@ -46,14 +46,10 @@ Pair load_pair(const T* from) {
   return {Simd::load(from), Simd::load(from + Simd::kWidth)};
 }
 
+// The cursor must not split a byte.
 inline Pair load_pair(Int4Cursor from) {
   Pair pair{};
-  if (!from.splits_byte()) {
-    Simd::load_nibbles(from.byte(), &pair.first, &pair.second);
-  } else {
-    pair = {load_partial(from, Simd::kWidth), load_partial(from + Simd::kWidth, Simd::kWidth)};
-    Simd::separate(&pair.first, &pair.second);
-  }
+  Simd::load_nibbles(from.byte(), &pair.first, &pair.second);
   return pair;
 }
 

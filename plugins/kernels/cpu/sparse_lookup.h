@@ -109,6 +109,9 @@ class SparseLookup {
     }
   }
 
+  // Rows start with a byte, so that it is alike in all of them. Cores of an odd width alone bring it about.
+  static bool splits_byte(std::int64_t column) { return std::is_same_v<V, Int4> && column % 2 != 0; }
+
   // Each core's stretch of columns has weights of its own.
   void add_group() {
     const std::int64_t core_width = p_.table.width / p_.cores;
@@ -116,7 +119,7 @@ class SparseLookup {
       const std::int64_t core = column / core_width, core_end = (core + 1) * core_width;
       const std::int64_t end = core_end < columns_.end ? core_end : columns_.end;
       read_weights(core);
-      column = add_tiles<kMostPairs>(column, end);
+      if (!splits_byte(column)) column = add_tiles<kMostPairs>(column, end);
       if (column < end) add_singles(column, end);
       column = end;
     }
@@ -172,7 +175,7 @@ class SparseLookup {
     for (int v = 0; v < kPairs; ++v) store_sums(as_columns<V>(tile[v]), sums + v * kPair);
   }
 
-  // Fewer columns than a pair of vectors.
+  // Fewer columns than a pair of vectors, or columns that start within a byte.
   void add_singles(std::int64_t column, std::int64_t end) {
     for_each_run(column, end - column, [&](Run run, float* sums) {
       for (std::int64_t i = run.first; i < run.last; ++i) {
