@@ -134,7 +134,7 @@ def test_refusals(host: CudaLibrary) -> None:
 def ort_adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The adapters for ONNX Runtime's CUDA provider, registered for its CPU provider (cuda_on_host/registered.cpp)."""
     target = tmp_path_factory.mktemp("ort_on_host") / "adapters.so"
-    names = ("context", "custom_op", "library", "operators", "problems", "cuda_operators")
+    names = ("context", "custom_op", "library", "operators", "placed_tables", "problems", "cuda_operators")
     sources = [CHECKOUT / "plugins" / "onnxruntime" / f"{name}.cpp" for name in names]
     kernels = built.BUILD / "plugins" / "kernels" / "libultramem_kernels.a"
     flags = ["-shared", "-fPIC", '-DULTRAMEM_VERSION="test"', f"-I{CHECKOUT / 'plugins' / 'kernels'}"]
