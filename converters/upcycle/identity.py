@@ -10,7 +10,7 @@ import math
 import threading
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -21,29 +21,21 @@ from ultramem_deploy.layout import memory_layout
 from ultramem_deploy.rank_one import rank_one as rank_one
 from ultramem_deploy.spec import MemoryLayerSpec, ModelSpec, NormSpec, TableSpec
 
+from .identity_options import LAYOUTS, IdentityOptions
+from .identity_sizes import sized
+
 CORES = RANK = 2
+HEADS_A_QUERY = 2
+SHARED = "shared"
 VALUE_STD = 0.02
+_NORM_POWER = {"ultramem_v1": -0.33, "ultramem_v2": -0.4}
 _DRAWN = 1 << 18  # numbers that one generator draws
 
 
-@dataclass(frozen=True)
-class IdentityOptions:
-    """Sizes of the added layers. `paths` is "read:write/read:write/…", or "auto" for three late skip paths."""
-
-    paths: str = field(default="auto", metadata={"help": "Block pairs read:write/read:write/…, or auto."})
-    knum: int = field(default=128, metadata={"help": "Physical keys a side: a table has knum*knum rows."})
-    key_width: int = field(default=192, metadata={"help": "Width of a key."})
-    value_width: int = field(default=256, metadata={"help": "Width of a table row."})
-    top_m: int = field(default=16, metadata={"help": "Values taken a head."})
-    heads: int = field(default=2, metadata={"help": "Retrieval heads."})
-    blocks: int = field(default=4, metadata={"help": "Virtual blocks a table: the implicit value expansion."})
-    seed: int = field(default=0, metadata={"help": "Seed of the initial values."})
-
-
-def parse_paths(paths: str, num_layers: int) -> list[tuple[int, int]]:
+def parse_paths(paths: str, num_layers: int, layout: str = "v1") -> list[tuple[int, int]]:
     """Block pairs of "a:b/c:d" (spec §3, Placement). Raises InputError where they are malformed or overlap."""
     if paths == "auto":
-        return auto_paths(num_layers)
+        return auto_paths(num_layers) if layout == "v1" else [(block, block) for block in range(num_layers)]
     try:
         pairs = [(int(a), int(b)) for a, b in (part.split(":") for part in paths.split("/"))]
     except ValueError:
@@ -78,11 +70,34 @@ def upcycled_spec(spec: ModelSpec, options: IdentityOptions) -> ModelSpec:
         raise InputError(f"--seed: must not be negative, found {options.seed}")
     if options.value_width % CORES:
         raise InputError(f"--value-width: must be a multiple of the {CORES} cores, found {options.value_width}")
+    if options.layout not in LAYOUTS:
+        raise InputError(f"--layout: expected one of {', '.join(LAYOUTS)}, found {options.layout!r}")
+
+    def build(chosen: IdentityOptions) -> ModelSpec:
+        pairs = parse_paths(chosen.paths, spec.decoder.num_layers, chosen.layout)
+        made = replace(spec, memory=_layers(pairs, chosen), tables=_tables(len(pairs), chosen))
+        return ModelSpec.from_config(made.to_config(), "upcycle")
+
+    return build(sized(spec, options, build))
+
+
+def _tables(layers: int, options: IdentityOptions) -> dict[str, TableSpec]:
+    rows, width = options.knum**2, options.value_width
+    if options.layout == "v2":
+        return {SHARED: TableSpec(rows * layers, width, width)}
+    return {f"layer{i}": TableSpec(rows, width) for i in range(layers)}
+
+
+def _layers(pairs: list[tuple[int, int]], options: IdentityOptions) -> tuple[MemoryLayerSpec, ...]:
+    v1 = tuple(_layer(pair, f"layer{i}", options) for i, pair in enumerate(pairs))
+    if options.layout == "v1":
+        return v1
     rows = options.knum**2
-    pairs = parse_paths(options.paths, spec.decoder.num_layers)
-    tables = {f"layer{i}": TableSpec(rows, options.value_width) for i in range(len(pairs))}
-    layers = tuple(_layer(pair, f"layer{i}", options) for i, pair in enumerate(pairs))
-    return ModelSpec.from_config(replace(spec, memory=layers, tables=tables).to_config(), "upcycle")
+    return tuple(
+        replace(layer, kind="ultramem_v2", table=SHARED, offset=i * rows, gate_activation="gelu",
+                query_heads=options.heads if options.heads > HEADS_A_QUERY else 1)
+        for i, layer in enumerate(v1)
+    )  # fmt: skip
 
 
 def _layer(pair: tuple[int, int], table: str, options: IdentityOptions) -> MemoryLayerSpec:
@@ -124,18 +139,21 @@ def memory_tasks(spec: ModelSpec, dtype: str, seed: int) -> list[TensorTask]:
             elif name == "output.weight":
                 tasks.append(_zero_task(full, tensor.shape, dtype))
             elif name.endswith("norm.weight"):
-                scale = np.float32(layer.key_width**-0.33)
+                scale = np.float32(layer.key_width ** _NORM_POWER[layer.kind])
                 tasks.append(_cast_task(full, np.full(tensor.shape, scale), dtype))
             else:
-                tasks.append(random_task(full, tensor.shape, dtype, layer.key_width**-0.5, seed))
+                width = spec.decoder.hidden_size if name == "pre_query.weight" else layer.key_width
+                tasks.append(random_task(full, tensor.shape, dtype, width**-0.5, seed))
     return tasks
 
 
 def table_tasks(spec: ModelSpec, dtype: str, seed: int) -> list[TensorTask]:
     """The initial value tables."""
     return [
-        random_task(f"tables.{name}.values", (table.rows, table.value_width), dtype, VALUE_STD, seed)
+        random_task(f"tables.{name}.{part}", (table.rows, width), dtype, VALUE_STD, seed)
         for name, table in spec.tables.items()
+        for part, width in (("values", table.value_width), ("pre_values", table.pre_value_width))
+        if width
     ]
 
 

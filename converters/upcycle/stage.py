@@ -18,7 +18,8 @@ from ultramem_deploy.planning.machine import available_memory
 from ultramem_deploy.spec import ModelSpec
 from ultramem_deploy.units import size
 
-from .identity import IdentityOptions, memory_tasks, permutation_bytes, table_tasks, upcycled_spec
+from .identity import memory_tasks, permutation_bytes, table_tasks, upcycled_spec
+from .identity_options import IdentityOptions
 
 METHODS = ("identity", "neurons", "experts")
 

@@ -15,7 +15,6 @@ from ultramem_deploy.checkpoint import Checkpoint, read_provenance
 from ultramem_deploy.checkpoint.companions import COMPANIONS, companion_files
 from ultramem_deploy.converters.upcycle import identity, stage
 from ultramem_deploy.converters.upcycle.identity import (
-    IdentityOptions,
     auto_paths,
     memory_tasks,
     parse_paths,
@@ -23,6 +22,7 @@ from ultramem_deploy.converters.upcycle.identity import (
     rank_one,
     upcycled_spec,
 )
+from ultramem_deploy.converters.upcycle.identity_options import IdentityOptions
 from ultramem_deploy.errors import InputError, UltraMemError
 from ultramem_deploy.model import load
 from ultramem_deploy.pipeline import export, upcycle

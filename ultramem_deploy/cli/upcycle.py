@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from .. import pipeline
 from ..converters.upcycle.expert_options import ExpertOptions
-from ..converters.upcycle.identity import IdentityOptions
+from ..converters.upcycle.identity_options import IdentityOptions
 from ..converters.upcycle.neuron_options import NeuronOptions
 from ..cookbook.files import upcycle_options
 from ..errors import InputError

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, create_model
 
 from ..converters.heal.options import HealOptions
 from ..converters.upcycle.expert_options import ExpertOptions
-from ..converters.upcycle.identity import IdentityOptions
+from ..converters.upcycle.identity_options import IdentityOptions
 from ..converters.upcycle.neuron_options import NeuronOptions
 
 Floats = Literal["keep", "float32", "bfloat16", "float16"]

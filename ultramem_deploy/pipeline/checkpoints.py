@@ -86,7 +86,7 @@ def upcycle(
         return upcycle_experts(
             Path(src), Path(out), text=as_path(text), options=as_options(ExpertOptions, sizes), **common
         )
-    from ..converters.upcycle.identity import IdentityOptions
+    from ..converters.upcycle.identity_options import IdentityOptions
     from ..converters.upcycle.stage import upcycle_checkpoint
 
     if text is not None:
