@@ -44,10 +44,10 @@ def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     ray = pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
+    # A folder called ray somewhere on the path is a namespace package, too.
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
     node = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
-    nodes = Cluster(initialize_head=True, head_node_args=node)
+    nodes = cluster_utils.Cluster(initialize_head=True, head_node_args=node)
     nodes.add_node(**{key: value for key, value in node.items() if key != "include_dashboard"})
     ray.init(address=nodes.address, log_to_driver=False)
     yield

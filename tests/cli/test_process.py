@@ -19,7 +19,7 @@ ROOT = Path(ultramem_deploy.__file__).parents[1]
 Start = Callable[..., "subprocess.Popen[str]"]
 
 SLOW_CONVERT = """
-import sys, time
+import signal, sys, time
 from ultramem_deploy.converters.importers import convert
 fast = convert.cast
 def slow(*arguments):
@@ -28,6 +28,8 @@ def slow(*arguments):
     return fast(*arguments)
 convert.cast = slow
 from ultramem_deploy.cli import main
+# Whoever starts the tests in the background may have SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 main(sys.argv[1:])
 """
 
