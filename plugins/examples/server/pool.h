@@ -1,9 +1,11 @@
-// As many sessions as may run at once; who comes later waits.
+// As many sessions as may run at once; who comes later waits, and is served in the order of arrival.
 #pragma once
 
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
+#include <functional>
+#include <list>
 #include <memory>
 #include <mutex>
 #include <ultramem/ultramem.hpp>
@@ -20,8 +22,13 @@ class Pool {
   // A session, given back when the lease ends; null where none came free in time, or the pool is closed.
   Lease lease(std::chrono::seconds patience) {
     std::unique_lock<std::mutex> lock(mutex_);
-    freed_.wait_for(lock, patience, [&] { return closed_ || !idle_.empty(); });
-    if (closed_ || idle_.empty()) return {nullptr, [](ultramem::Session*) {}};
+    const auto place = waiting_.insert(waiting_.end(), Waiter{});
+    const auto my_turn = [&] { return !idle_.empty() && place == waiting_.begin(); };
+    freed_.wait_for(lock, patience, [&] { return closed_ || my_turn(); });
+    const bool served = !closed_ && my_turn();
+    waiting_.erase(place);
+    freed_.notify_all();  // whoever is first now
+    if (!served) return {nullptr, [](ultramem::Session*) {}};
     ultramem::Session* session = idle_.back();
     idle_.pop_back();
     return {session, [this](ultramem::Session* used) {
@@ -45,9 +52,12 @@ class Pool {
   }
 
  private:
+  struct Waiter {};
+
   std::mutex mutex_;
   std::condition_variable freed_;
   std::vector<ultramem::Session> sessions_;
   std::vector<ultramem::Session*> idle_;
+  std::list<Waiter> waiting_;
   bool closed_ = false;
 };
