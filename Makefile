@@ -34,11 +34,12 @@ test-long: env ## the suite's random tests, many times (50 kills a stage), and a
 sanitize: env ## the kernels under AddressSanitizer, UBSan and ThreadSanitizer
 	$(BIN)/python -m pytest tests/plugins/test_kernels.py
 
-# 18 tests of 6,000 inputs, then the header and index readers guided by coverage.
-fuzz: env ## damaged files through every reader, 100,000 and more
+# 18 tests of 6,000 inputs, then the header and index readers guided by coverage, then the C++ ones (with clang++).
+fuzz: cpp ## damaged files through every reader: 100,000 and more, ten million through those of C++
 	ULTRAMEM_FUZZ_EXAMPLES=6000 $(BIN)/python -m pytest -n 2 tests/fuzz
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
 	$(BIN)/python -m tests.fuzz.headers_with_atheris -runs=50000 -max_len=512
+	ULTRAMEM_CPP=$(abspath build/cpp) ULTRAMEM_FUZZ_EXECUTIONS=10000000 $(BIN)/python -m pytest tests/cpp/test_runtime.py -k readers -rs
 
 lint: env ## formatting, linting and types, Python and C++
 	$(BIN)/ruff format --check .
