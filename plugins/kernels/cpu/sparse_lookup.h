@@ -172,7 +172,7 @@ class SparseLookup {
         tile[v] = {Simd::multiply_add(weight, values.first, tile[v].first),
                    Simd::multiply_add(weight, values.second, tile[v].second)};
       }
-      rows_.request(*next_, i, column, kPairs * kPair);
+      rows_.template request<kPairs * kPair>(*next_, i, column);
     }
 #pragma GCC unroll 8
     for (int v = 0; v < kPairs; ++v) store_sums(as_columns<V>(tile[v]), sums + v * kPair);
