@@ -123,6 +123,18 @@ def test_fitted_columns_find_more_than_popular_and_random_ones() -> None:
     assert found["fitted"] > found["popular"] > found["random"]
 
 
+def test_a_silent_expert_leaves_the_others_their_columns() -> None:
+    """A pruned expert adds nothing whatever it is told: any order of its neurons is right."""
+    mixture, orders = planted(noise=0.01)
+    mixture.experts[3].down_proj.weight.data.zero_()
+    x = torch.randn(600, 16, generator=torch.Generator().manual_seed(1))
+    columns = fitted_columns(mixture, Routed(x, *mixture.gate(x)))
+    assert np.isfinite(columns.keys).all() and np.isfinite(columns.bias).all()
+    assert sorted(columns.order[3]) == list(range(24))
+    held = np.stack([orders[e][columns.order[e]] for e in range(3)])
+    assert np.mean([held[e] == held[0] for e in range(1, 3)]) > 0.8
+
+
 def test_a_fraction_is_fitted_and_measured(tmp_path: Path) -> None:
     spec = ModelSpec(CASES["softmax"])
     source = b.write_checkpoint(tmp_path / "source", spec, tokenizer=True)
