@@ -57,6 +57,21 @@ def test_all_neurons_are_the_mixture(case: str, tmp_path: Path) -> None:
     assert inspect(tmp_path / "out")["memory_layers"]
 
 
+def test_a_router_that_is_sure_takes_slots_of_its_experts_alone(tmp_path: Path) -> None:
+    """The second expert's weight underflows to 0: the best one's eight slots are all that count."""
+    spec = replace(b.ROUTED, memory=(replace(b.ROUTED.memory[0], top_m=8),))
+    keys = 1e3 * b.random_tensors(spec)["memory.0.row_keys"]
+    model = load(b.write_checkpoint(tmp_path / "sure", spec, changes={"memory.0.row_keys": keys}))
+    hidden = torch.randn(40, 32, generator=torch.Generator().manual_seed(5))
+    scores, indices = model.memory_layers[0].retrieve(hidden)
+    best = (hidden @ torch.from_numpy(keys[0, 0]).T).argmax(1)
+    assert scores.isfinite().all() and (indices // 8 == best[:, None]).all()
+    export_onnx(tmp_path / "sure", tmp_path / "onnx")
+    expected = model(IDS)
+    found = OrtRunner(tmp_path / "onnx").logits(IDS.numpy())
+    np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=10 * TOLERANCE)
+
+
 def test_every_neuron_is_a_slot(tmp_path: Path) -> None:
     spec = ModelSpec(CASES["softmax"])
     source = b.write_checkpoint(tmp_path / "source", spec)
