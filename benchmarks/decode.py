@@ -29,7 +29,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import interleaved, machine, print_json, print_table, read_bandwidth
-from benchmarks.decode_peers import choose, mixture
+from benchmarks.decode_peers import LEFT_OUT, choose, mixture
 from benchmarks.decode_shapes import EXPERTS, ITEM, SLICES, WHOLE, Arena, Shape, build, sparse, sparse_flops, step_bytes
 from benchmarks.decode_steps import PARTS, measure
 from benchmarks.results import save
@@ -173,6 +173,7 @@ def summary(rows: list[Row], bandwidth: float, rate: float) -> dict[str, Any]:
         "ratio_vs_dense": {row.batch: 1 / row.speedup(of="dense") for row in shortest},
         "form": {row.batch: row.ours for row in shortest},
         "best_moe": at.moe_product,
+        "moe_left_out": LEFT_OUT,
         "best_moe_by_batch": {row.batch: row.moe_product for row in shortest},
         "moe_bandwidth_fraction": at.moe_expert_bytes_per_second / bandwidth,
         "sequential_bytes_per_second": bandwidth,
@@ -194,6 +195,8 @@ def report(rows: list[Row], result: dict[str, Any]) -> None:
     print(f"experts at batch 64: {result['best_moe']}, {result['moe_bandwidth_fraction']:.2f} of sequential bandwidth")
     roofline = ", ".join(f"{batch}: {bound:.2f}" for batch, bound in result["sparse_part_roofline"].items())
     print(f"sparse part, bytes and arithmetic, by batch: {roofline}")
+    for line in result["moe_left_out"]:
+        print(f"left out: {line}")
     for line in result["skipped"]:
         print(f"skipped, more than 80% of memory: {line}")
 

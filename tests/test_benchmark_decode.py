@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from benchmarks import decode_peers
 from benchmarks.decode_peers import PRODUCTS, Product, mixture
 from benchmarks.decode_shapes import ITEM, WHOLE, Arena, Shape, build, sparse, step_bytes
 from benchmarks.decode_steps import PARTS, measure
@@ -32,6 +34,22 @@ def test_every_product_is_the_mixture_of_experts(arena: Arena, product: Product)
     # Three products in bfloat16 (2^-8 relative each) and a weight of as many bits.
     torch.testing.assert_close(layer(x)[0].double(), expected, rtol=0.03, atol=0.01 * float(expected.abs().max()))
     assert layer.reached == len(chosen.unique())
+
+
+@pytest.mark.skipif(bool(decode_peers.LEFT_OUT), reason="; ".join(decode_peers.LEFT_OUT))
+@pytest.mark.parametrize(("columns", "depth"), [(4, 8), (12, 40), (36, 32), (100, 264)])
+def test_the_streaming_kernel_is_the_product_of_each_experts_rows(columns: int, depth: int) -> None:
+    counts = torch.tensor([0, 1, 6, 0, 7, 13, 30, 2])
+    generator = torch.Generator().manual_seed(columns)
+    rows = torch.randn(int(counts.sum()), depth, generator=generator).bfloat16()
+    weights = torch.randn(len(counts), columns, depth, generator=generator).bfloat16()
+    found = decode_peers._grouped_product(rows, counts.cumsum(0), weights)
+    exact, expert = weights.double().numpy(), np.repeat(np.arange(len(counts)), counts)
+    expected = np.einsum("ncd,nd->nc", exact[expert], rows.double().numpy())
+    # One rounding to bfloat16; sums of `depth` products in float32 that cancel.
+    torch.testing.assert_close(found.double(), torch.from_numpy(expected), rtol=2**-8, atol=1e-5 * depth)
+    with pytest.raises(ValueError, match="groups of 4"):
+        decode_peers._grouped_product(rows, counts.cumsum(0), weights[:, 1:].contiguous())
 
 
 def test_models_share_the_decoder_and_the_pages_behind_it(arena: Arena) -> None:

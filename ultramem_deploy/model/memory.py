@@ -16,7 +16,7 @@ from ..ops.sparse_lookup import sparse_lookup
 from ..ops.tucker_topk import tucker_topk
 from ..spec import MemoryLayerSpec, ModelSpec, RoutingSpec, TableSpec
 from .norms import Norm
-from .routing import NEVER, choose, router_logits
+from .routing import LEAST, NEVER, choose, router_logits
 
 CHUNK_BYTES = 64 << 20
 
@@ -219,7 +219,7 @@ class MemoryLayer(nn.Module):
             chosen, weights = self._routed(s.routing, hidden)
             row = torch.full((len(hidden), s.row_keys), NEVER, device=hidden.device)
             # A logarithm, so that a sum with a column's score ranks a product of weight and activity.
-            return _rank_two(row.scatter(1, chosen, weights.log())[:, None, None], col)
+            return _rank_two(row.scatter(1, chosen, weights.clamp(min=LEAST).log())[:, None, None], col)
         if s.scoring == "signed":
             col = self._side_scores(hidden[:, None], "col_keys")
             return self._signs(col.device).expand(len(col), -1, -1, -1), col
