@@ -57,6 +57,21 @@ def test_all_neurons_are_the_mixture(case: str, tmp_path: Path) -> None:
     assert inspect(tmp_path / "out")["memory_layers"]
 
 
+def test_a_router_that_is_sure_takes_slots_of_its_experts_alone(tmp_path: Path) -> None:
+    """The second expert's weight underflows to 0: the best one's eight slots are all that count."""
+    spec = replace(b.ROUTED, memory=(replace(b.ROUTED.memory[0], top_m=8),))
+    keys = 1e3 * b.random_tensors(spec)["memory.0.row_keys"]
+    model = load(b.write_checkpoint(tmp_path / "sure", spec, changes={"memory.0.row_keys": keys}))
+    hidden = torch.randn(40, 32, generator=torch.Generator().manual_seed(5))
+    scores, indices = model.memory_layers[0].retrieve(hidden)
+    best = (hidden @ torch.from_numpy(keys[0, 0]).T).argmax(1)
+    assert scores.isfinite().all() and (indices // 8 == best[:, None]).all()
+    export_onnx(tmp_path / "sure", tmp_path / "onnx")
+    expected = model(IDS)
+    found = OrtRunner(tmp_path / "onnx").logits(IDS.numpy())
+    np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=10 * TOLERANCE)
+
+
 def test_every_neuron_is_a_slot(tmp_path: Path) -> None:
     spec = ModelSpec(CASES["softmax"])
     source = b.write_checkpoint(tmp_path / "source", spec)
@@ -121,6 +136,18 @@ def test_fitted_columns_find_more_than_popular_and_random_ones() -> None:
         )
     }
     assert found["fitted"] > found["popular"] > found["random"]
+
+
+def test_a_silent_expert_leaves_the_others_their_columns() -> None:
+    """A pruned expert adds nothing whatever it is told: any order of its neurons is right."""
+    mixture, orders = planted(noise=0.01)
+    mixture.experts[3].down_proj.weight.data.zero_()
+    x = torch.randn(600, 16, generator=torch.Generator().manual_seed(1))
+    columns = fitted_columns(mixture, Routed(x, *mixture.gate(x)))
+    assert np.isfinite(columns.keys).all() and np.isfinite(columns.bias).all()
+    assert sorted(columns.order[3]) == list(range(24))
+    held = np.stack([orders[e][columns.order[e]] for e in range(3)])
+    assert np.mean([held[e] == held[0] for e in range(1, 3)]) > 0.8
 
 
 def test_a_fraction_is_fitted_and_measured(tmp_path: Path) -> None:

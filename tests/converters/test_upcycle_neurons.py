@@ -224,6 +224,10 @@ SOURCES = {
     "memory": (b.V1, "already has 1 memory layers"),
     "post": (ModelSpec(b.decoder(norm_position="post")), "norms its FFNs' outputs"),
     "bias": (ModelSpec(b.decoder(mlp_bias=True)), "FFNs have biases"),
+    "quantised": (
+        ModelSpec(b.decoder(hidden_size=64, intermediate_size=64, dense="int8")),
+        "dense weights are int8 codes; upcycle before `quantize`",
+    ),
     "experts": (
         ModelSpec(b.decoder(experts=ExpertsSpec((0,), 4, 8, RoutingSpec(2)))),
         "has mixtures of experts",
