@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.decode_shapes import ACTIVE, EXPERTS, Arena, Shape, build
+from benchmarks.decode_shapes import ACTIVE, Arena, Shape, build
 from benchmarks.native import Tasks, compiler
 from ultramem_deploy.model.decoder import UltraMemModel
 
@@ -143,7 +143,7 @@ def mixture(shape: Shape, arena: Arena) -> UltraMemModel:
     model = build(shape.dense(), arena)
     width, d = shape.expert_width, shape.hidden
     for block in model.model.layers:
-        parts = ((EXPERTS, 2 * width, d), (EXPERTS, d, width), (EXPERTS, d))
+        parts = ((shape.experts, 2 * width, d), (shape.experts, d, width), (shape.experts, d))
         block.mlp = GroupedExperts(*(arena.take(*part) for part in parts))
     return model
 
@@ -159,15 +159,18 @@ def choose(model: UltraMemModel, batch: int, repeats: int = 6) -> str:
     tried = layers[:2]
     _lay_out(tried if prepacked in PRODUCTS.values() else [])
     seconds: dict[str, list[float]] = {name: [] for name in PRODUCTS}
+    best = next(iter(PRODUCTS))
     for repeat in range(repeats):
         for place, (name, product) in enumerate(PRODUCTS.items()):
+            if repeat > 2 and min(seconds[name][1:]) > 2 * min(seconds[best][1:]):
+                continue
             layer = tried[(repeat + place) % len(tried)]
             layer.product = product
             x = torch.randn(batch, layer.router.shape[1]).bfloat16()
             start = time.perf_counter()
             layer(x)
             seconds[name].append(time.perf_counter() - start)
-    best = min(seconds, key=lambda name: min(seconds[name][1:]))
+        best = min(seconds, key=lambda name: min(seconds[name][1:] or seconds[name]))
     for layer in layers:
         layer.product = PRODUCTS[best]
         if layer.product is not prepacked:

@@ -80,6 +80,7 @@ def test_every_problem_is_told_at_once_with_the_nearest_name() -> None:
         (["export", "fold"], "fold: reads a checkpoint, found an exported model; put it elsewhere"),
         (["convert", "bundle"], "bundle: reads an exported model, found a checkpoint; put it elsewhere"),
         (["verify", "fold"], "verify: nothing was made before it; put it after a stage"),
+        ([{"fold": {"mode": 3}}, {"verify": {"reference": "fold"}}], "fold.mode: expected 'expand',"),
         (["fold", {"verify": {"reference": "flod"}}], "verify: reference: unknown 'flod'; did you mean 'fold'?"),
         ([], "stages: expected a list of stages such as '- convert: {dtype: keep}'"),
         ([{"upcycle": {"method": "identity", "active": 0.5}}], "upcycle: unknown 'active'; expected one of"),

@@ -61,11 +61,12 @@ class Trunk(nn.Module):
 class UltraMemModel(nn.Module):
     """A decoder-only language model with memory layers; parameter names are those of the canonical checkpoint."""
 
+    overlap: bool = True
+    """Whether rows on a disk are asked for where a memory layer reads, and looked up where it writes."""
+
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.overlap = True
-        """Whether rows on a disk are asked for where a memory layer reads, and looked up where it writes."""
         self.model = Trunk(spec.decoder)
         self.memory = nn.ModuleList(MemoryLayer(layer, spec) for layer in spec.memory)
         self.tables = nn.ModuleDict(
