@@ -15,6 +15,7 @@ on the disk (scale_disk.py). Needs 8 GB of disk with --quick; what it wrote is d
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import tempfile
@@ -237,4 +238,8 @@ def plot(rows: list[dict[str, Any]]) -> Callable[[Any], None]:
 
 
 if __name__ == "__main__":
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # As in decode.py: PyTorch's threads shall not spin where others want their core.
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+        os.execv(sys.executable, [sys.executable, *sys.argv])
     main()
