@@ -101,6 +101,7 @@ bench: cpp ## every benchmark, tables on the terminal
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/mapped.py
 	$(BIN)/python benchmarks/order.py
+	$(BIN)/python benchmarks/interleaved.py
 	$(BIN)/python benchmarks/cpp/table.py
 
 clean: ## remove what the commands above made, downloads excepted
