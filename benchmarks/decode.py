@@ -1,6 +1,6 @@
 """Whole models at the paper's shapes, one token a step: dense, mixture of experts (2 of 34), UltraMem, and folded.
 
-    python benchmarks/decode.py            # batches 1 to 512, KV 64 to 2048, and slices of larger models
+    python benchmarks/decode.py            # batches 1 to 512, KV 64 to 2048, P1's three sizes and P2's 227M/1.2B
     python benchmarks/decode.py --quick --json
 
 PyTorch, bfloat16, random weights on one arena of huge pages: the models share the decoder's pages, and experts and
@@ -9,8 +9,9 @@ starts itself again). All keep their dense weights in oneDNN's order (`load(pack
 products of few rows; the decoder's are laid out once for all. Steps of all models take turns with new tokens. A byte
 bound is the ratio of the bytes that two models must read in a step. The folded tables are expanded rows cut to the
 unfolded tables' bytes. The sparse part's roofline is the ratio where each side takes the longer of its bytes at the
-measured bandwidth and of its products at the measured rate. Needs 8 GB of
-memory with --quick.
+measured bandwidth and of its products at the measured rate. Of P1's 680M and
+1.6B, which do not fit, some blocks and a memory layer are timed and each part multiplied by its count. Needs 6 GB of
+memory with --quick, else 16 GB; points that need more than 80% of the machine's are left out and listed.
 """
 
 from __future__ import annotations
@@ -18,19 +19,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import interleaved, machine, print_json, print_table, read_bandwidth
-from benchmarks.decode_peers import choose, mixture
-from benchmarks.decode_shapes import EXPERTS, ITEM, SLICES, WHOLE, Arena, Shape, build, sparse, sparse_flops, step_bytes
+from benchmarks.common import interleaved, machine, print_json, read_bandwidth
+from benchmarks.decode_peers import PRODUCTS, choose, mixture, streamed
+from benchmarks.decode_rows import KINDS, Row, plot, report, summary
+from benchmarks.decode_shapes import ITEM, LARGER, WHOLE, Arena, Shape, build, sparse_flops, step_bytes
 from benchmarks.decode_steps import PARTS, measure
 from benchmarks.results import save
 from ultramem_deploy.model.decoder import UltraMemModel
@@ -38,44 +37,9 @@ from ultramem_deploy.model.ffn import GatedMLP
 from ultramem_deploy.model.packing import PackedLinear, pack
 from ultramem_deploy.planning.machine import total_memory
 
-BATCHES, HISTORIES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512), (64, 256, 2048)
-QUICK = ((1, 64), (8, 64), (64, 64))
+GRID = [(batch, kv) for batch in (1, 8, 64, 512) for kv in (64, 256, 2048)]
+QUICK = [(1, 64), (8, 64), (64, 64)]
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
-KINDS = ("dense", "moe", "unfolded", "folded")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One shape, batch and KV length: seconds (medians) and bytes by part, and the sparse part's flops."""
-
-    shape: str
-    batch: int
-    kv: int
-    seconds: dict[str, dict[str, float]]
-    bytes: dict[str, dict[str, float]]
-    flops: dict[str, float]
-    moe_product: str
-    moe_expert_bytes_per_second: float
-
-    @property
-    def ours(self) -> str:
-        """The faster of our two forms."""
-        return min(("unfolded", "folded"), key=lambda kind: self.seconds[kind]["step"])
-
-    def speedup(self, part: str = "step", kind: str | None = None, of: str = "moe") -> float:
-        return self.seconds[of][part] / self.seconds[kind or self.ours][part]
-
-    def roofline(self, bandwidth: float, rate: float) -> float:
-        """The sparse part's ratio where each side takes the longer of reading its bytes and of its arithmetic."""
-        experts, own = (
-            max(sparse(self.bytes[kind]) / bandwidth, self.flops[kind] / rate) for kind in ("moe", self.ours)
-        )
-        return experts / own
-
-    def bound(self, part: str = "step", kind: str | None = None) -> float:
-        """How many times the bytes of `kind` the mixture of experts reads."""
-        count = sparse if part == "sparse" else lambda parts: sum(parts.values())
-        return count(self.bytes["moe"]) / count(self.bytes[kind or self.ours])
 
 
 def main() -> None:
@@ -84,36 +48,37 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="151M, batches 1, 8 and 64, KV 64")
     parser.add_argument("--json", action="store_true", help="print the JSON line alone")
     options = parser.parse_args()
-    bandwidth = read_bandwidth()
-    rows, skipped = run(WHOLE, QUICK if options.quick else grid(), 3.0 if options.quick else 8.0)
-    result = summary(rows, bandwidth, product_rate()) | {"machine": machine(), "skipped": skipped}
-    if not options.quick:
-        for shape in SLICES:
-            more, left = run(shape, [(batch, 64) for batch in BATCHES], 8.0)
-            rows, result["skipped"] = rows + more, result["skipped"] + left
+    bandwidth, rate = read_bandwidth(), product_rate()
+    rows: list[Row] = []
+    skipped: list[str] = []
+    for shape in (WHOLE,) if options.quick else (WHOLE, *LARGER):
+        points, left = fitting(shape, QUICK if options.quick else GRID)
+        skipped += left
+        rows += run(shape, points, 3.0)
+    result = summary(rows, bandwidth, rate) | {"machine": machine(), "skipped": skipped}
     if not options.json:
         report(rows, result)
     if not options.quick:
-        save("decode", result, [asdict(row) for row in rows], plot(rows))
+        save("decode", result, [row.saved() for row in rows], plot(rows))
     print_json(result)
 
 
-def grid() -> list[tuple[int, int]]:
-    return [(batch, kv) for kv in HISTORIES for batch in BATCHES]
-
-
-def run(shape: Shape, points: list[tuple[int, int]] | tuple[tuple[int, int], ...], budget: float) -> Any:
-    """Rows of every point that fits into 80% of memory, and the names of the others."""
-
-    def needed(batch: int, kv: int) -> float:
-        packed = ITEM * shape.blocks * EXPERTS * shape.expert_numbers
-        return shape.arena_bytes() + packed + step_bytes(shape, "dense", batch, kv)["kv"]
-
+def fitting(shape: Shape, points: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], list[str]]:
+    """The points (batch, KV length) for which 80% of memory is enough, and the names of the others."""
+    decoder = ITEM * (shape.blocks * shape.hidden * (4 * shape.hidden + 3 * shape.inner) + shape.vocab * shape.hidden)
+    tried = 2 if streamed in PRODUCTS.values() else shape.blocks
+    # The decoder once more in oneDNN's order, and the experts of the blocks in which that order is tried.
+    weights = shape.arena_bytes() + decoder + tried * ITEM * shape.experts * shape.expert_numbers
+    needed = {(batch, kv): weights + 2 * ITEM * shape.blocks * shape.hidden * batch * kv for batch, kv in points}
     room = 0.8 * total_memory()
-    kept = [point for point in points if needed(*point) <= room]
-    skipped = [f"{shape.name}, batch {b}, KV {k}: {needed(b, k) / 1e9:.0f} GB" for b, k in points if (b, k) not in kept]
-    if not kept:
-        return [], skipped
+    names = [f"{shape.name}, batch {b}, KV {k}: {size / 1e9:.0f} GB" for (b, k), size in needed.items() if size > room]
+    return [point for point, size in needed.items() if size <= room], names
+
+
+def run(shape: Shape, points: list[tuple[int, int]], budget: float) -> list[Row]:
+    """A row a point, of about `budget` seconds each."""
+    if not points:
+        return []
     arena = Arena(shape.arena_bytes())
     models = {
         "dense": build(shape.dense(), arena),
@@ -122,7 +87,13 @@ def run(shape: Shape, points: list[tuple[int, int]] | tuple[tuple[int, int], ...
         "folded": build(shape.folded(), arena),
     }
     pack_all(models)
-    return [measured(shape, models, batch, kv, budget) for batch, kv in kept], skipped
+    rows: list[Row] = []
+    chosen: dict[int, str] = {}
+    for batch, kv in points:
+        if batch not in chosen:
+            chosen = {batch: choose(models["moe"], batch)}
+        rows.append(measured(shape, models, batch, kv, budget, chosen[batch]))
+    return rows
 
 
 def pack_all(models: dict[str, UltraMemModel]) -> None:
@@ -139,17 +110,26 @@ def pack_all(models: dict[str, UltraMemModel]) -> None:
     models["dense"] = dense
 
 
-def measured(shape: Shape, models: dict[str, UltraMemModel], batch: int, kv: int, budget: float) -> Row:
-    product = choose(models["moe"], batch)
+def measured(shape: Shape, models: dict[str, UltraMemModel], batch: int, kv: int, budget: float, product: str) -> Row:
+    """One point; the experts multiply by `product` already."""
     layers = [block.mlp for block in models["moe"].model.layers]
     for layer in layers:
         layer.reached = 0
-    seconds, steps = measure(models, batch, kv, budget)
+    held, steps = measure(models, batch, kv, budget)
     reached = sum(layer.reached for layer in layers) / steps
-    rate = reached * shape.expert_numbers * ITEM / seconds["moe"]["ffn"]
+    rate = reached * shape.expert_numbers * ITEM / held["moe"]["ffn"]
+    seconds = {kind: whole(shape, parts) for kind, parts in held.items()}
     counted = {kind: step_bytes(shape, kind, batch, kv) for kind in KINDS}
     flops = {kind: sparse_flops(shape, kind, batch) for kind in KINDS}
-    return Row(shape.name, batch, kv, seconds, counted, flops, product, rate)
+    return Row(shape.name, shape.held, batch, kv, seconds, counted, flops, product, rate)
+
+
+def whole(shape: Shape, held: dict[str, float]) -> dict[str, float]:
+    """Seconds of the whole model's step, from those of the layers that are held."""
+    if shape.whole is None:
+        return held
+    parts = {part: shape.times(part) * held[part] for part in PARTS}
+    return parts | {"sparse": parts["ffn"] + parts["memory"], "step": sum(parts.values())}
 
 
 @torch.inference_mode()
@@ -157,60 +137,6 @@ def product_rate(rows: int = 512, repeats: int = 15) -> float:
     """Multiplications and additions a second of a large product of bfloat16 weights in oneDNN's order: the best."""
     layer, x = PackedLinear(torch.rand(4096, 1024).bfloat16()), torch.rand(rows, 1024).bfloat16()
     return 2 * rows * 4096 * 1024 / min(interleaved({"product": lambda: layer(x)}, repeats)["product"])
-
-
-def summary(rows: list[Row], bandwidth: float, rate: float) -> dict[str, Any]:
-    """By batch at the shortest KV length: the faster of our two forms against the mixture of experts and the dense."""
-    shortest = [row for row in rows if row.kv == min(row.kv for row in rows)]
-    at = next((row for row in shortest if row.batch == 64), shortest[-1])
-    return {
-        "speedup_vs_moe": {row.batch: row.speedup() for row in shortest},
-        "byte_bound": {row.batch: row.bound() for row in shortest},
-        "sparse_part_speedup": {row.batch: row.speedup("sparse") for row in shortest},
-        "sparse_part_byte_bound": {row.batch: row.bound("sparse") for row in shortest},
-        "sparse_part_roofline": {row.batch: row.roofline(bandwidth, rate) for row in shortest},
-        "flops_per_second": rate,
-        "ratio_vs_dense": {row.batch: 1 / row.speedup(of="dense") for row in shortest},
-        "form": {row.batch: row.ours for row in shortest},
-        "best_moe": at.moe_product,
-        "best_moe_by_batch": {row.batch: row.moe_product for row in shortest},
-        "moe_bandwidth_fraction": at.moe_expert_bytes_per_second / bandwidth,
-        "sequential_bytes_per_second": bandwidth,
-    }
-
-
-def report(rows: list[Row], result: dict[str, Any]) -> None:
-    """Milliseconds by part, and each form's ratio beside its byte bound."""
-    lines = []
-    for row in rows:
-        for kind in KINDS:
-            times = [1e3 * row.seconds[kind][part] for part in ("step", *PARTS)]
-            ratios = [row.speedup(kind=kind), row.bound(kind=kind), row.speedup("sparse", kind)]
-            lines.append([row.shape, row.batch, row.kv, kind, *times, *ratios, row.bound("sparse", kind)])
-    header = ["shape", "batch", "KV", "model", "ms", *PARTS, "of moe", "bound", "sparse", "bound"]
-    print_table(header, lines)
-    best = max(rows, key=Row.speedup)
-    print(f"largest ratio: {best.speedup():.2f} ({best.shape}, batch {best.batch}, KV {best.kv}, {best.ours})")
-    print(f"experts at batch 64: {result['best_moe']}, {result['moe_bandwidth_fraction']:.2f} of sequential bandwidth")
-    roofline = ", ".join(f"{batch}: {bound:.2f}" for batch, bound in result["sparse_part_roofline"].items())
-    print(f"sparse part, bytes and arithmetic, by batch: {roofline}")
-    for line in result["skipped"]:
-        print(f"skipped, more than 80% of memory: {line}")
-
-
-def plot(rows: list[Row]) -> Callable[[Any], None]:
-    """Speedup over the mixture of experts by batch, a line a shape and KV length, byte bounds dashed."""
-
-    def draw(axes: Any) -> None:
-        for shape, kv in dict.fromkeys((row.shape, row.kv) for row in rows):
-            line = [row for row in rows if (row.shape, row.kv) == (shape, kv)]
-            batches = [row.batch for row in line]
-            drawn = axes.plot(batches, [row.speedup() for row in line], "o-", label=f"{shape}, KV {kv}")
-            axes.plot(batches, [row.bound() for row in line], "--", color=drawn[0].get_color(), linewidth=0.8)
-        axes.set(xscale="log", xlabel="batch", ylabel="times as fast as the experts", title="One step, bfloat16")
-        axes.legend()
-
-    return draw
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from ultramem_deploy.model.cache import KVCache
 from ultramem_deploy.model.decoder import UltraMemModel
 from ultramem_deploy.spec import DecoderSpec
 
+DRAWN = 1 << 23
 PARTS = ("projections", "kv", "ffn", "memory", "head", "other")
 
 
@@ -22,10 +23,19 @@ def filled_cache(decoder: DecoderSpec, batch: int, kv: int) -> KVCache:
     """A bfloat16 cache of `kv` places a token, the last of them free for the step's own."""
     cache = KVCache(decoder)
     shape = (batch, decoder.num_kv_heads, kv, decoder.head_dim)
+    drawn = (torch.rand(min(torch.Size(shape).numel(), DRAWN)) - 0.5).bfloat16()
     for layer in range(decoder.num_layers):
-        cache.append(layer, *((torch.rand(shape, dtype=torch.bfloat16) - 0.5) for _ in range(2)))
+        cache.append(layer, *(_repeated(drawn, shape, 2 * layer + side) for side in range(2)))
     cache.advance(kv - 1)
     return cache
+
+
+def _repeated(drawn: torch.Tensor, shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    """`drawn` again and again, shifted: drawing every number of a large cache takes longer than the steps."""
+    filled = torch.empty(shape, dtype=drawn.dtype)
+    for i, part in enumerate(filled.view(-1).split(len(drawn))):
+        part.copy_(drawn.roll(7 * i + seed)[: len(part)])
+    return filled
 
 
 @contextmanager

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import shutil
-import subprocess
-import tempfile
-from ctypes import byref, c_int64, c_void_p
+from ctypes import c_int64, c_void_p
 from pathlib import Path
 
 import torch
 
-from ultramem_deploy.ops import native
-from ultramem_deploy.runtime.plugins import ort_library
+from benchmarks.native import Tasks
 
 HUGE_PAGE = 2 << 20
 TASKS = 64
-SOURCE = Path(__file__).with_name("native") / "touch.cpp"
 
 
 class Touch(ctypes.Structure):
@@ -44,17 +39,14 @@ class Rows:
     """`size` bytes on transparent huge pages (`huge_share` of them in fact), and random addresses into them."""
 
     def __init__(self, size: int, addresses: int = 1 << 22) -> None:
-        self._threads = native.OpenMp(ctypes.cast(ctypes.CDLL(None).GOMP_parallel, c_void_p), torch.get_num_threads())
-        self._run = ctypes.CDLL(str(ort_library())).ultramem_openmp_for
-        self._run.argtypes = (c_void_p, c_void_p, ctypes.c_size_t, c_void_p)
-        self._library = ctypes.CDLL(str(_compiled()))
+        self._tasks = Tasks("touch.cpp")
         self._map = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._map.madvise(mmap.MADV_HUGEPAGE)
         whole = torch.frombuffer(self._map, dtype=torch.uint8)
         start = -whole.data_ptr() % HUGE_PAGE
         self.bytes = whole[start : start + size]
         fill = Fill(self.bytes.data_ptr(), size // 8, TASKS)
-        self._tasks("fill_task", fill)
+        self._tasks.run("fill_task", fill, TASKS)
         self.huge_share = _huge_bytes(self.bytes.data_ptr()) / size
         self._random = torch.randint(0, 1 << 62, (addresses,), generator=torch.Generator().manual_seed(0))
         self._at = 0
@@ -81,20 +73,7 @@ class Rows:
         row_bytes = table.shape[1] * table.element_size()
         problem = Touch(table.data_ptr(), addresses.data_ptr(), addresses.numel(), row_bytes, rows_ahead, tasks)
         problem.sink = ctypes.addressof(sink)
-        self._tasks("touch_task", problem, tasks)
-
-    def _tasks(self, name: str, problem: ctypes.Structure, tasks: int = TASKS) -> None:
-        task = ctypes.cast(getattr(self._library, name), c_void_p)
-        self._run(ctypes.addressof(self._threads), task, tasks, ctypes.cast(byref(problem), c_void_p))
-
-
-def _compiled() -> Path:
-    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        raise SystemExit("error: a C++ compiler (c++) is needed for the loads-alone limit")
-    out = Path(tempfile.mkdtemp(prefix="ultramem-touch-")) / "touch.so"
-    subprocess.run([compiler, "-O3", "-std=c++17", "-shared", "-fPIC", "-o", out, SOURCE], check=True)
-    return out
+        self._tasks.run("touch_task", problem, tasks)
 
 
 def _huge_bytes(address: int) -> int:

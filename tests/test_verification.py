@@ -19,6 +19,7 @@ from ultramem_deploy.pipeline import convert, verify
 from ultramem_deploy.runtime.base import LayerTrace, Trace
 from ultramem_deploy.spec import ModelSpec
 from ultramem_deploy.tally import Tally, fallen_tie, first_tokens, kept_tokens
+from ultramem_deploy.verdict import VERDICT_NAME
 
 PAIR = replace(b.V1, memory=(b.ultramem_v1(), b.ultramem_v1(read_block=0, write_block=0)))
 
@@ -179,6 +180,14 @@ def test_windows_end_where_positions_do(written: Written, monkeypatch: pytest.Mo
 def test_one_token_predicts_nothing(written: Written) -> None:
     with pytest.raises(InputError, match="--tokens: at least 2"):
         verify(*pair(written), tokens=1)
+
+
+@pytest.mark.parametrize("limit", [{"max_abs": -1.0}, {"kl": float("nan")}])
+def test_limits_that_nothing_passes_are_no_verdict(written: Written, limit: dict[str, float]) -> None:
+    model = written(b.V1)
+    with pytest.raises(InputError, match="expected 0 or more, found (-1.0|nan)"):
+        verify(model, model, tokens=4, **limit)
+    assert not (model / VERDICT_NAME).exists()
 
 
 def test_kept_tokens() -> None:

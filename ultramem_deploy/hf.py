@@ -253,6 +253,10 @@ class _Cache(KVCache):
         held: tuple[torch.Tensor, torch.Tensor] = self._cache.update(keys, values, layer)
         return held
 
+    def buffers(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tensors themselves: what lies behind them is transformers' own."""
+        return keys, values
+
 
 def _loss(logits: torch.Tensor, labels: torch.Tensor, count: torch.Tensor | int | None) -> torch.Tensor:
     """Cross-entropy of the next token, float32: the mean, or the sum over `count` labels of an accumulated batch."""

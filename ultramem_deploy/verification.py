@@ -63,6 +63,9 @@ def compare(
     """
     if tokens < 2:
         raise InputError(f"--tokens: at least 2 are needed to predict one from another, found {tokens}")
+    for name, limit in (("--max-abs", max_abs), ("--kl", kl)):
+        if limit is not None and not limit >= 0:
+            raise InputError(f"{name}: expected 0 or more, found {limit}: nothing could pass")
     bodies = "ort-bodies" if (reference / "model.onnx").is_file() else None
     # Too few tokens to pay for a copy of a table.
     left = open_runner(reference, bodies, dtype="float32", tables="mapped")

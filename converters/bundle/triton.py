@@ -61,7 +61,7 @@ def make_triton(
         if not stage.up_to_date:
             _write(stage, src, model, library, backend)
             stage.receipt |= {"backend": backend, "model": NAME, "max_batch_size": MAX_BATCH}
-    return stage.receipt | stage.notes
+    return stage.receipt | {"up_to_date": stage.up_to_date} | stage.notes
 
 
 def _write(stage: Stage, src: Path, model: onnx.ModelProto, library: Path | None, backend: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ultramem_deploy.checkpoint.header import itemsize, shown
 from ultramem_deploy.checkpoint.writer import chunk_elements
 from ultramem_deploy.defaults import DEFAULT_BUDGET
 from ultramem_deploy.errors import InputError
+from ultramem_deploy.layout import tensor_layout
 from ultramem_deploy.spec import ModelSpec, read_json
 
 from .compare import Change, Progress, compare_checkpoints, comparisons_within, tensor_sha256
@@ -118,6 +120,7 @@ def patch_checkpoint(
     kept = {name: entry for name, entry in entries.items() if entry["kind"] != "removed"}
     values = Checkpoint.open(delta) if kept else source
     tasks = [_patched(name, entry, source, values) for name, entry in kept.items()]
+    _check_complete(spec, delta, {n: i.shape for n, i in source.tensors.items() if n not in entries}, tasks)
     chunks_in_flight(tasks, 1, memory_budget)
     with Stage(
         out,
@@ -144,7 +147,8 @@ def patch_checkpoint(
 def read_delta(delta: Path) -> dict[str, Any]:
     """`delta.json`: format, config and tensors {name: {kind, rows, …}}. Raises InputError for what is no delta."""
     description = read_json(delta / DESCRIPTION)
-    if description.get("format") != FORMAT or not isinstance(description.get("tensors"), dict):
+    parts = [description.get(part) for part in ("tensors", "config")]
+    if description.get("format") != FORMAT or not all(isinstance(part, dict) for part in parts):
         raise InputError(
             f"{delta}: not a delta of format {FORMAT}: make one with `ultramem-deploy diff A B --out DELTA`"
         )
@@ -168,13 +172,28 @@ def _check_base(base: Path, source: Checkpoint, entries: dict[str, dict[str, Any
             )
 
 
+def _check_complete(
+    spec: ModelSpec, delta: Path, kept: Mapping[str, tuple[int, ...]], tasks: Sequence[TensorTask]
+) -> None:
+    """InputError where what is kept and what is patched are not the tensors of the model that the delta describes."""
+    found = {**kept, **{task.name: task.shape for task in tasks}}
+    for name, tensor in tensor_layout(spec).items():
+        if found.get(name) != tensor.shape:
+            held = "none" if name not in found else f"shape {list(found[name])}"
+            raise InputError(
+                f"{delta}/{DESCRIPTION}: its config asks for tensor {name} of shape {list(tensor.shape)}, the patched "
+                f"model would hold {held}: the delta is damaged; make it again with `ultramem-deploy diff`"
+            )
+
+
 def _patched(name: str, entry: dict[str, Any], source: Checkpoint, delta: Checkpoint) -> TensorTask:
     if entry["kind"] != "rows":
         return TensorTask.copy(delta, name)
     info = source.info(name)
     rows, values = np.asarray(delta.array(f"{name}:rows")), delta.info(f"{name}:values")
     limit = info.shape[0] if info.shape else 1
-    ordered = rows.ndim == 1 and bool((np.diff(rows) > 0).all()) and (not len(rows) or 0 <= rows[0] <= rows[-1] < limit)
+    numbers = rows.ndim == 1 and rows.dtype == np.int64
+    ordered = numbers and bool((rows[1:] > rows[:-1]).all()) and (not len(rows) or 0 <= rows[0] <= rows[-1] < limit)
     if not ordered or values.shape != (len(rows), *info.shape[1:]) or values.dtype != info.dtype:
         raise InputError(
             f"{delta.path}: tensor {shown(name)}: rows and values do not fit the base's {list(info.shape)}"

@@ -28,7 +28,7 @@ def plot(path: Path, receipt: dict[str, Any]) -> None:
     axis = figure.subplots()
     for name, label in _LABELS.items():
         if name in points[0]:
-            axis.plot([p["tokens"] for p in points], [p[name] for p in points], marker="o", label=label)
+            axis.plot([p["tokens"] for p in points], [float(p[name]) for p in points], marker="o", label=label)
     axis.set(xlabel="tokens trained on", ylabel="held-out perplexity", title=f"heal on {receipt['text']}")
     axis.legend()
     try:

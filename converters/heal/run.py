@@ -57,6 +57,8 @@ class Run:
 
     def _steps(self, optimizer: torch.optim.Optimizer, history: History, regressed: int) -> None:
         options, total = self.trainer.options, self.trainer.options.steps
+        if self._gains_no_more(history):  # stopped early, and interrupted while its weights were written
+            return
         for step, loss in self.trainer.steps(optimizer, len(history.losses), regressed):
             done = step + 1
             history.losses.append(round(loss, 4))
@@ -66,8 +68,12 @@ class Run:
                 save_state(self.state, self.trainer.model, optimizer, history)
             if self.progress:
                 self.progress(done, total, f"loss {loss:.3f}, held-out {history.curve[-1]['perplexity']:.4g}")
-            if options.patience and len(history.curve) - 1 - history.best >= options.patience:
+            if self._gains_no_more(history):
                 return
+
+    def _gains_no_more(self, history: History) -> bool:
+        patience = self.trainer.options.patience
+        return bool(patience) and len(history.curve) - 1 - history.best >= patience
 
     def _measure(self, history: History, step: int) -> None:
         history.curve.append(self.trainer.measured(step))

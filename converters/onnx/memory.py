@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...layout import SELECTION_BIAS, table_layout
-from ...model.routing import NEVER
+from ...model.routing import LEAST, NEVER
 from ...ops import DOMAIN
 from ...ops.encoding import ENCODINGS
 from ...ops.sparse_gate import ACTIVATIONS
@@ -123,7 +123,8 @@ class MemoryGraph:
         logits = router_logits(self.dialect, hidden, keys)
         self._chosen = choose(self.dialect, routing, s.row_keys, logits, f"{self.prefix}.{SELECTION_BIAS}")
         chosen, weights = self._chosen
-        row = scattered(self.dialect, logits, chosen, g.op("Log", weights), NEVER)
+        ranked = g.op("Log", g.op("Max", weights, g.constant(LEAST, "float32")))
+        row = scattered(self.dialect, logits, chosen, ranked, NEVER)
         col = self.dialect.linear(hidden, g.weight(f"{self.prefix}.col_keys", (s.col_keys, s.key_width)))
         col = g.op("Add", col, g.weight(f"{self.prefix}.col_bias"))
         return self._rank_two(g.reshape(row, -1, 1, 1, s.row_keys), g.reshape(col, -1, 1, 1, s.col_keys), names)

@@ -19,6 +19,7 @@ from ultramem_deploy.model.ffn import Experts, GatedMLP
 RIDGE = 1e-1
 ROUNDS = 4
 FLOOR = 1e-6  # of the mean activity: a neuron that is exactly silent has no logarithm
+TINY = torch.finfo(torch.float32).tiny  # for an expert whose neurons are all silent, as pruned ones are
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def activity_of(expert: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def _forms(x: torch.Tensor, activity: torch.Tensor) -> torch.Tensor:
     """Ridge regression of log-activity on [x, 1], float32 [I, d+1]."""
-    target = activity.clamp(min=FLOOR * float(activity.mean())).log()
+    target = activity.clamp(min=max(FLOOR * float(activity.mean()), TINY)).log()
     center, level = x.mean(0), target.mean(0)
     shifted = (x - center).double()
     gram = shifted.T @ shifted

@@ -45,6 +45,8 @@ def check_neuron_options(spec: ModelSpec, options: NeuronOptions) -> None:
     d = spec.decoder
     if spec.memory:
         raise InputError(f"upcycle: the model already has {len(spec.memory)} memory layers; start from the dense one")
+    if d.dense != "float":
+        raise InputError(f"upcycle: --method neurons: the dense weights are {d.dense} codes; upcycle before `quantize`")
     if d.norm_position != "pre":
         raise InputError(
             "upcycle: --method neurons: the model norms its FFNs' outputs: a memory layer has no such norm"

@@ -38,9 +38,14 @@ ULTRAMEM_PUBLIC UltramemCode ultramem_place(const void* data, size_t bytes, Ultr
 // The last share of a copy frees it.
 ULTRAMEM_PUBLIC void ultramem_release(UltramemPlace* place);
 
-// Asks the system for the rows of `count` addresses, unless a sample of them is in memory; does not wait. Addresses
+// Asks the system for the rows of `count` addresses, unless a sample of them is in memory; waits for no row. Addresses
 // that are no rows are left to the kernel to report.
 ULTRAMEM_PUBLIC void ultramem_read_ahead(const UltramemTable* table, const int64_t* addresses, int64_t count);
+
+// The same from a thread of the library's own, which also waits where the disk's queue is full: a hint for rows that
+// are read later. Addresses are copied; the table may go meanwhile, for no byte of it is read. Does nothing where too
+// much is waiting already, and in a forked child.
+ULTRAMEM_PUBLIC void ultramem_ask_ahead(const UltramemTable* table, const int64_t* addresses, int64_t count);
 
 #ifdef __cplusplus
 }

@@ -9,15 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ultramem_deploy.checkpoint import TensorTask
-from ultramem_deploy.checkpoint.writer import chunk_grid, plan_shards
+from ultramem_deploy.checkpoint.writer import chunk_elements, chunk_grid, plan_shards
 from ultramem_deploy.errors import InputError
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(0, 5000), max_size=3), st.sampled_from([1, 2, 4, 8]))
-def test_chunks_tile_the_rows(shape: list[int], itemsize: int) -> None:
+@given(st.lists(st.integers(0, 5000), max_size=3), st.sampled_from(["int8", "float16", "float32", "int64"]))
+def test_chunks_tile_the_rows(shape: list[int], dtype: str) -> None:
+    itemsize = np.dtype(dtype).itemsize
     grid = chunk_grid(tuple(shape), itemsize)
     rows = shape[0] if shape else 1
+    largest = max(((stop - start) * math.prod(shape[1:]) for start, stop in grid), default=0)
+    assert chunk_elements(tuple(shape), dtype) == largest
     if 0 in shape:
         assert grid == []
         return
@@ -25,6 +28,11 @@ def test_chunks_tile_the_rows(shape: list[int], itemsize: int) -> None:
     assert all(before[1] == after[0] for before, after in itertools.pairwise(grid))
     row_bytes = math.prod(shape[1:]) * itemsize
     assert all(start < stop and (stop - start) * row_bytes <= max(row_bytes, 16 << 20) for start, stop in grid)
+
+
+def test_the_chunk_of_an_impossible_tensor_is_known_at_once() -> None:
+    """Sizes by mistake have to be refused, not listed chunk by chunk."""
+    assert chunk_elements((10**30, 64), "float32") == (16 << 20) // 4
 
 
 def test_plan_is_deterministic_and_never_splits() -> None:

@@ -107,7 +107,10 @@ def test_another_base_is_refused(base: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "patched").exists()
 
 
-@pytest.mark.parametrize("damage", ["no description", "format", "entry", "rows out of range", "values"])
+@pytest.mark.parametrize(
+    "damage",
+    ["no description", "no config", "format", "entry", "removed", "rows out of range", "rows of reals", "values"],
+)
 def test_damaged_deltas_are_refused(base: Path, tmp_path: Path, damage: str) -> None:
     name = table_name(base)
     diff(base, changed_copy(base, tmp_path / "tuned", [2, 3], name), out=tmp_path / "delta")
@@ -117,6 +120,13 @@ def test_damaged_deltas_are_refused(base: Path, tmp_path: Path, damage: str) -> 
         description.unlink()
     elif damage == "format":
         description.write_text(json.dumps(content | {"format": 99}))
+    elif damage == "no config":
+        description.write_text(json.dumps({key: value for key, value in content.items() if key != "config"}))
+    elif damage == "removed":
+        content["tensors"][name]["kind"] = "removed"
+        description.write_text(json.dumps(content))
+    elif damage == "rows of reals":
+        save_file(tensors | {f"{name}:rows": np.array([2, 3], np.float32)}, file)
     elif damage == "entry":
         description.write_text(json.dumps(content | {"tensors": {name: {"kind": "magic"}}}))
     elif damage == "rows out of range":

@@ -150,6 +150,25 @@ def test_an_interruption_changes_nothing_of_early_stopping(
     assert all(np.array_equal(left[name], right[name]) for name in right)
 
 
+def test_an_interruption_after_an_early_stop_trains_no_further(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state of the very step that stopped it is there when the weights are written."""
+    options = OPTIONS | {"steps": 30, "lr": 0.1, "value_lr": 0.5, "eval_every": 3, "patience": 2}
+    monkeypatch.setattr("ultramem_deploy.converters.heal.stage.SAVE_EVERY", 1)
+    whole = heal(model, tmp_path / "whole", text=text, **options)
+    assert whole["stopped_early"]
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr("ultramem_deploy.converters.heal.stage._write", stop)
+        heal(model, tmp_path / "out", text=text, **options)
+    resumed = heal(model, tmp_path / "out", text=text, **options)
+    assert resumed == whole | {"resumed_at_step": len(whole["losses"]) + 1}
+
+
 def test_the_curve_is_drawn(model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture = tmp_path / "curve.png"
     for _ in range(2):  # also of a receipt that was recorded

@@ -11,8 +11,9 @@ import torch
 
 from tests import builders as b
 from ultramem_deploy import upcycle
-from ultramem_deploy.checkpoint import Checkpoint
+from ultramem_deploy.checkpoint import Checkpoint, Stage, TensorTask
 from ultramem_deploy.converters.onnx import export_onnx
+from ultramem_deploy.converters.upcycle import expert_stage
 from ultramem_deploy.converters.upcycle.expert_columns import (
     Routed,
     activity_of,
@@ -55,6 +56,21 @@ def test_all_neurons_are_the_mixture(case: str, tmp_path: Path) -> None:
     found = OrtRunner(tmp_path / "onnx").logits(IDS.numpy())
     np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=10 * TOLERANCE)
     assert inspect(tmp_path / "out")["memory_layers"]
+
+
+def test_a_router_that_is_sure_takes_slots_of_its_experts_alone(tmp_path: Path) -> None:
+    """The second expert's weight underflows to 0: the best one's eight slots are all that count."""
+    spec = replace(b.ROUTED, memory=(replace(b.ROUTED.memory[0], top_m=8),))
+    keys = 1e3 * b.random_tensors(spec)["memory.0.row_keys"]
+    model = load(b.write_checkpoint(tmp_path / "sure", spec, changes={"memory.0.row_keys": keys}))
+    hidden = torch.randn(40, 32, generator=torch.Generator().manual_seed(5))
+    scores, indices = model.memory_layers[0].retrieve(hidden)
+    best = (hidden @ torch.from_numpy(keys[0, 0]).T).argmax(1)
+    assert scores.isfinite().all() and (indices // 8 == best[:, None]).all()
+    export_onnx(tmp_path / "sure", tmp_path / "onnx")
+    expected = model(IDS)
+    found = OrtRunner(tmp_path / "onnx").logits(IDS.numpy())
+    np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=10 * TOLERANCE)
 
 
 def test_every_neuron_is_a_slot(tmp_path: Path) -> None:
@@ -123,6 +139,18 @@ def test_fitted_columns_find_more_than_popular_and_random_ones() -> None:
     assert found["fitted"] > found["popular"] > found["random"]
 
 
+def test_a_silent_expert_leaves_the_others_their_columns() -> None:
+    """A pruned expert adds nothing whatever it is told: any order of its neurons is right."""
+    mixture, orders = planted(noise=0.01)
+    mixture.experts[3].down_proj.weight.data.zero_()
+    x = torch.randn(600, 16, generator=torch.Generator().manual_seed(1))
+    columns = fitted_columns(mixture, Routed(x, *mixture.gate(x)))
+    assert np.isfinite(columns.keys).all() and np.isfinite(columns.bias).all()
+    assert sorted(columns.order[3]) == list(range(24))
+    held = np.stack([orders[e][columns.order[e]] for e in range(3)])
+    assert np.mean([held[e] == held[0] for e in range(1, 3)]) > 0.8
+
+
 def test_a_fraction_is_fitted_and_measured(tmp_path: Path) -> None:
     spec = ModelSpec(CASES["softmax"])
     source = b.write_checkpoint(tmp_path / "source", spec, tokenizer=True)
@@ -142,6 +170,29 @@ def test_a_fraction_is_fitted_and_measured(tmp_path: Path) -> None:
     assert max(block["relative_error"] for block in whole["blocks"]) < 1e-5
     again = upcycle(source, tmp_path / "out", method="experts", text=text, **sizes)
     assert again["up_to_date"] and again["kl"] == receipt["kl"]
+
+
+def test_a_run_that_goes_on_keeps_the_columns_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another number of threads may do, the second fit comes out otherwise: tables belong to the keys written."""
+    source = b.write_checkpoint(tmp_path / "source", ModelSpec(CASES["softmax"]), tokenizer=True)
+    text = b.write_text(tmp_path / "text.txt", 400)
+    sizes = {"active": 0.5, "calibration_tokens": 512, "held_out_tokens": 128}
+    whole = upcycle(source, tmp_path / "whole", method="experts", text=text, **sizes)
+    write = Stage.write_tensors
+
+    def killed(stage: Stage, group: str, tasks: list[TensorTask]) -> None:
+        if group == "tables":
+            raise KeyboardInterrupt
+        write(stage, group, tasks)
+
+    with monkeypatch.context() as first, pytest.raises(KeyboardInterrupt):
+        first.setattr(Stage, "write_tensors", killed)
+        upcycle(source, tmp_path / "out", method="experts", text=text, **sizes)
+    monkeypatch.setattr(expert_stage, "fitted_columns", lambda *_: random_columns(6, 10, 32, 0))
+    again = upcycle(source, tmp_path / "out", method="experts", text=text, **sizes)
+    assert again.pop("resumed") and again["kl"] == pytest.approx(whole["kl"], rel=1e-5)
+    found, expected = (Checkpoint.open(tmp_path / name) for name in ("out", "whole"))
+    assert all(np.array_equal(found.array(name), expected.array(name)) for name in expected.tensors)
 
 
 def test_refusals(tmp_path: Path) -> None:

@@ -80,10 +80,12 @@ def test_every_problem_is_told_at_once_with_the_nearest_name() -> None:
         (["export", "fold"], "fold: reads a checkpoint, found an exported model; put it elsewhere"),
         (["convert", "bundle"], "bundle: reads an exported model, found a checkpoint; put it elsewhere"),
         (["verify", "fold"], "verify: nothing was made before it; put it after a stage"),
+        ([{"fold": {"mode": 3}}, {"verify": {"reference": "fold"}}], "fold.mode: expected 'expand',"),
         (["fold", {"verify": {"reference": "flod"}}], "verify: reference: unknown 'flod'; did you mean 'fold'?"),
         ([], "stages: expected a list of stages such as '- convert: {dtype: keep}'"),
         ([{"upcycle": {"method": "identity", "active": 0.5}}], "upcycle: unknown 'active'; expected one of"),
         ([{"upcycle": {"method": ["identity"]}}], "upcycle.method: unknown ['identity']"),
+        (["export", {"bundle": {"runtime": "tensorrt"}}], "bundle.runtime: expected 'onnxruntime', found 'tensorrt'"),
         ([{1: None}], "stages[0]: unknown 1; expected one of convert"),
     ],
 )
@@ -150,6 +152,9 @@ def test_a_bad_recipe_exits_with_2_and_tells_all(tmp_path: Path) -> None:
     twice = tmp_path / "twice.yaml"
     twice.write_text("description: x\nstages: []\nstages: []\n")
     assert "key 'stages' appears twice" in run("recipes", "validate", twice).stderr
+    twice.write_bytes(b"# caf\xe9\n")
+    assert run("recipes", "show", twice).stdout_bytes == twice.read_bytes()
+    assert "cannot be read as YAML" in run("recipes", "validate", twice).stderr
 
 
 @pytest.mark.parametrize(

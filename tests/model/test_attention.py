@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ultramem_deploy.model.attention import one_position
+from tests import builders as b
+from ultramem_deploy.model import KVCache
+from ultramem_deploy.model.attention import Context, one_position
 
 
 @pytest.mark.parametrize("heads, kv_heads", [(4, 4), (6, 2), (3, 1)])
@@ -16,11 +18,27 @@ def test_one_position(heads: int, kv_heads: int, scale: float | None, masked: bo
     generator = torch.Generator().manual_seed(heads)
     # Places of a cache with room to spare, values of a width of their own.
     q = torch.randn(2, 1, heads, 8, generator=generator).transpose(1, 2)
-    k, v = (torch.randn(2, kv_heads, 20, width, generator=generator)[:, :, :11] for width in (8, 5))
+    k, v = (torch.randn(2, kv_heads, 20, width, generator=generator) for width in (8, 5))
     mask = torch.rand(2, 1, 1, 11, generator=generator) < 0.6 if masked else None
     if mask is not None:
         mask[..., -1] = True
-    repeated = (x.double().repeat_interleave(heads // kv_heads, dim=1) for x in (k, v))
+    repeated = (x[:, :, :11].double().repeat_interleave(heads // kv_heads, dim=1) for x in (k, v))
     expected = F.scaled_dot_product_attention(q.double(), *repeated, attn_mask=mask, scale=scale)[:, :, 0]
     # float32 sums of eight and eleven products near 1.
-    torch.testing.assert_close(one_position(q, k, v, mask, scale).double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(one_position(q, k, v, 11, mask, scale).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_over_a_cache_that_doubled() -> None:
+    decoder = b.decoder(num_layers=1, num_heads=4, num_kv_heads=2, head_dim=16)
+    cache, generator = KVCache(decoder), torch.Generator().manual_seed(0)
+    k, v = (torch.randn(3, 2, 301, 16, generator=generator).bfloat16() for _ in range(2))
+    for end, begin in ((200, 0), (300, 200)):  # 400 places are held
+        cache.append(0, k[:, :, begin:end], v[:, :, begin:end])
+        cache.advance(end - begin)
+    context = Context((k, k), (k, k), None, None, cache)
+    q = torch.randn(3, 4, 1, 16, generator=generator).bfloat16()
+    found = context.attend(decoder, 0, q, k[:, :, 300:], v[:, :, 300:])
+    repeated = (x.double().repeat_interleave(2, dim=1) for x in (k, v))
+    expected = F.scaled_dot_product_attention(q.double(), *repeated)[:, :, 0].flatten(1)
+    # Scores near 1 and weights in bfloat16: 2^-9 each of values near 1, averaged over many places.
+    torch.testing.assert_close(found[:, 0].double(), expected, rtol=2**-7, atol=2**-8)

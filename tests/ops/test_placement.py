@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import mmap
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +21,7 @@ from ultramem_deploy.errors import InputError
 from ultramem_deploy.model import load
 from ultramem_deploy.ops import native, placement
 from ultramem_deploy.ops.sparse_lookup import reference, sparse_lookup
-from ultramem_deploy.tables import MODES, wanted
+from ultramem_deploy.tables import MODES, overlapped, wanted
 
 ROWS, WIDTH, OFFSET = 3001, 301, 1204  # an odd end, and a start that is on no page
 PAGE = mmap.PAGESIZE
@@ -132,6 +134,48 @@ def test_rows_are_read_ahead_and_others_are_not(evicted: torch.Tensor) -> None:
     assert found.sum() < len(found) / 2
 
 
+def test_rows_are_asked_for_from_a_thread(evicted: torch.Tensor) -> None:
+    if pages_in_memory(evicted).any():
+        pytest.skip("this filesystem keeps files in memory")
+    rows = torch.arange(0, ROWS, 100)
+    native.ask_ahead(evicted, rows)
+    first = evicted.data_ptr() // PAGE
+    wanted_pages = [(evicted[row].data_ptr()) // PAGE - first for row in rows]
+    deadline = time.monotonic() + 20
+    while not pages_in_memory(evicted)[wanted_pages].all() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    found = pages_in_memory(evicted)
+    assert found[wanted_pages].all()
+    assert found.sum() < len(found) / 2
+
+
+LEAVES = """
+import mmap, os, sys
+import torch
+from ultramem_deploy.ops import native
+from ultramem_deploy.ops.placement import placed
+memory = mmap.mmap(os.open(sys.argv[1], os.O_RDONLY), 0, prot=mmap.PROT_READ)
+table = placed("t", torch.frombuffer(memory, dtype=torch.float32)[:900_000].view(-1, 300), "mapped")
+addresses = torch.randint(len(table), (1000, 32))
+for _ in range(50):
+    native.ask_ahead(table, addresses)  # more than may wait
+del table, memory
+if child := os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+library = native.kernels()
+library.ask_ahead(native._DESCRIBED.pack(4096, 0, 9, 4096, 4096, 0, True), addresses.data_ptr(), addresses.numel())
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_process_ends_while_rows_are_asked_for(file: Path) -> None:
+    """The table goes, a child is forked and asks for rows of no table at all, both end."""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LEAVES, file], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_the_lookup_reads_what_is_on_the_disk(evicted: torch.Tensor) -> None:
     generator = torch.Generator().manual_seed(1)
     addresses = torch.randint(2 * ROWS, (40, 30), generator=generator)
@@ -180,6 +224,17 @@ def test_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ULTRAMEM_TABLES", "x")
     with pytest.raises(InputError, match="ULTRAMEM_TABLES: expected one of"):
         wanted(None)
+
+
+def test_overlap_is_on_unless_the_environment_says_no(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ULTRAMEM_OVERLAP", raising=False)
+    assert overlapped(None)
+    monkeypatch.setenv("ULTRAMEM_OVERLAP", "0")
+    assert not overlapped(None)
+    assert overlapped(True)
+    monkeypatch.setenv("ULTRAMEM_OVERLAP", "no")
+    with pytest.raises(InputError, match="ULTRAMEM_OVERLAP: expected 0 or 1, found 'no'"):
+        overlapped(None)
 
 
 @pytest.mark.parametrize("name", ["v1", "v2"])

@@ -108,6 +108,42 @@ bool shares_copies() {
   return fine;
 }
 
+// Hosts ask for rows of a table on a disk while all look them up; the table goes while some still wait to be asked for.
+bool asks_ahead(const Inputs& in) {
+  constexpr std::size_t kBytes = kRows * kWidth * sizeof(float);
+  std::FILE* file = std::fopen("kernels_under_threads.asked", "w+b");
+  if (file == nullptr || std::fwrite(in.table.data(), 1, kBytes, file) != kBytes || std::fflush(file) != 0)
+    return false;
+  void* mapped = mmap(nullptr, kBytes, PROT_READ, MAP_PRIVATE, fileno(file), 0);
+  const auto count = static_cast<std::int64_t>(in.addresses.size());
+  std::vector<float> sums[kHosts], expected(2 * kTokens * kWidth);
+  const auto look_up = [&](const void* table, std::int32_t read_ahead, std::vector<float>* out) {
+    out->resize(expected.size());
+    const UltramemSparseLookup problem{{table, ULTRAMEM_FLOAT32, kRows, kWidth, kWidth, nullptr, read_ahead},
+                                       in.addresses.data(),
+                                       in.scores.data(),
+                                       out->data(),
+                                       ULTRAMEM_FLOAT32,
+                                       kTokens,
+                                       kSlots,
+                                       1,
+                                       2};
+    for (int i = 0; read_ahead != 0 && i < 50; ++i) ultramem_ask_ahead(&problem.table, in.addresses.data(), count);
+    ultramem_sparse_lookup_run(&problem, nullptr);
+  };
+  look_up(in.table.data(), 0, &expected);
+  std::vector<std::thread> hosts;
+  for (std::vector<float>& out : sums) hosts.emplace_back(look_up, mapped, 1, &out);
+  for (std::thread& host : hosts) host.join();
+  munmap(mapped, kBytes);
+  std::fclose(file);
+  std::remove("kernels_under_threads.asked");
+  for (const std::vector<float>& out : sums) {
+    if (out != expected) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 int main() {
@@ -125,6 +161,10 @@ int main() {
   }
   if (!shares_copies()) {
     std::printf("copies of one table differ\n");
+    return 1;
+  }
+  if (!asks_ahead(inputs)) {
+    std::printf("asking for rows early changes the result\n");
     return 1;
   }
   return 0;

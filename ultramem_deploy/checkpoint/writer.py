@@ -92,17 +92,19 @@ class Shard:
 
 def chunk_grid(shape: tuple[int, ...], itemsize: int) -> list[tuple[int, int]]:
     """Row ranges [start, stop) of about 16 MiB each, one row at least; depends on the shape and item size alone."""
+    rows, step = _rows_and_step(shape, itemsize)
+    return [(start, min(start + step, rows)) for start in range(0, rows, step)] if step else []
+
+
+def _rows_and_step(shape: tuple[int, ...], itemsize: int) -> tuple[int, int]:
+    """Rows of a tensor, and how many of them make a chunk: 0 where there are no bytes."""
     rows, row_bytes = (shape[0], math.prod(shape[1:]) * itemsize) if shape else (1, itemsize)
-    if rows == 0 or row_bytes == 0:
-        return []
-    step = max(1, CHUNK_BYTES // row_bytes)
-    return [(start, min(start + step, rows)) for start in range(0, rows, step)]
+    return rows, min(rows, max(1, CHUNK_BYTES // row_bytes)) if row_bytes else 0
 
 
 def chunk_elements(shape: tuple[int, ...], dtype: str) -> int:
-    """Numbers in the largest chunk of a tensor."""
-    grid = chunk_grid(shape, itemsize(dtype))
-    return (grid[0][1] - grid[0][0]) * math.prod(shape[1:]) if grid else 0
+    """Numbers in the largest chunk of a tensor, which may be far too large to list its chunks."""
+    return _rows_and_step(shape, itemsize(dtype))[1] * math.prod(shape[1:])
 
 
 def plan_shards(tasks: Sequence[TensorTask], group: str, max_shard_bytes: int) -> list[Shard]:

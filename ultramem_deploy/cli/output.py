@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -86,9 +87,10 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """A measured number; one that is not finite is told as such."""
-    return "not finite" if value is None else f"{value:.{digits}g}"
+def number(value: float | str | None, digits: int = 3) -> str:
+    """A measured number; one that is not finite, which a recorded receipt spells as text, is told as such."""
+    finite = value is not None and math.isfinite(float(value))
+    return f"{value:.{digits}g}" if finite else "not finite"
 
 
 def aligned(rows: Mapping[str, str]) -> list[str]:

@@ -40,7 +40,7 @@ def show(recipe: str, as_json: bool) -> None:
     if as_json:
         print_json(files.load(recipe).to_dict())
     else:
-        click.echo(files.find(recipe).read_text(encoding="utf-8"), nl=False)
+        click.echo(files.find(recipe).read_bytes(), nl=False)
 
 
 @command.command("cp", epilog="\b\nExample:\n  ultramem-deploy recipes cp upcycle-identity mine.yaml")

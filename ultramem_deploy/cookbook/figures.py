@@ -56,5 +56,5 @@ _FIGURES: dict[str, Callable[[Receipt], str]] = {
     "quantize": _quantize,
     "export": lambda receipt: f"{receipt['nodes']} nodes, weights linked",
     "verify": _verify,
-    "bundle": lambda receipt: f"{receipt['tables']} tables of {size(receipt['table_bytes'])}",
+    "bundle": lambda receipt: f"{size(receipt['table_bytes'])} in tables",
 }

@@ -62,9 +62,9 @@ class ExportOptions(StageOptions):
 
 
 class BundleOptions(StageOptions):
-    """`bundle`."""
+    """`bundle` of an exported model; no stage of a recipe builds an engine."""
 
-    runtime: Literal["onnxruntime", "tensorrt"] = "onnxruntime"
+    runtime: Literal["onnxruntime"] = "onnxruntime"
     with_plugins: bool = False
 
 
@@ -77,7 +77,7 @@ class VerifyOptions(StageOptions):
     tokens: int = 512
     max_abs: float | None = None
     kl: float | None = None
-    runtime: Literal["torch", "ort", "ort-bodies", "tensorrt"] | None = None
+    runtime: Literal["torch", "ort", "ort-bodies"] | None = None
 
 
 def _from_dataclass(name: str, kind: type[Any], **more: Any) -> type[StageOptions]:

@@ -119,24 +119,24 @@ def _problem(name: str, error: Any, kind: type[StageOptions]) -> str:
 
 def _places(steps: Iterable[Step | None]) -> list[str]:
     """Stages that stand where they have nothing to read, and references to stages that did not run before."""
-    problems, before, state = [], list[str](), "a checkpoint"
+    problems, before, state, all_known = [], list[str](), "a checkpoint", True
     for step in steps:
         if step is None:
-            state = ""  # Unknown from here on: a wrong stage is told once, not again by what follows.
+            state, all_known = "", False  # A wrong stage is told once, not again by what follows.
             continue
-        problem = _place(step, before, state)
+        problem = _place(step, before, state, all_known)
         problems += [f"{step.name}: {problem}"] if problem else []
         state = {"export": "an exported model", "bundle": "a bundle"}.get(step.stage, state)
         before.append(step.name)
     return problems
 
 
-def _place(step: Step, before: list[str], state: str) -> str:
+def _place(step: Step, before: list[str], state: str, all_known: bool) -> str:
     made = [name for name in before if not name.startswith("verify")]
     if step.stage == "verify":
         reference = step.options.given().get("reference")
         known = [SOURCE, *made]
-        if reference is not None and reference not in known:
+        if reference is not None and reference not in known and all_known:
             return unknown("reference", reference, known)
         return "" if made or not state else "nothing was made before it; put it after a stage"
     if step.stage == "convert":

@@ -14,8 +14,8 @@ from .norms import Norm
 from .rope import rotate
 
 FEW = 128
-"""Up to so many places two products of matrices take a half to a quarter of the time of scaled_dot_product_attention
-for one position on a CPU."""
+"""For one position on a CPU two products of matrices take a half to a seventh of scaled_dot_product_attention's time:
+in float32 up to so many places, in bfloat16 always, where nothing is copied (benchmarks/NOTES.md)."""
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
 
@@ -42,8 +42,11 @@ class Context:
             k, v = self.cache.append(layer, k, v)
         mask = self.sliding_mask if layer in decoder.sliding_layers else self.mask
         scale = decoder.score_scale
-        if q.shape[2] == 1 and k.shape[2] <= FEW and q.device.type == "cpu":
-            return one_position(q, k, v, mask, scale).flatten(1)[:, None]
+        places = k.shape[2]
+        if q.shape[2] == 1 and q.device.type == "cpu" and (places <= FEW or q.dtype == torch.bfloat16):
+            if self.cache is not None:
+                k, v = self.cache.buffers(layer, k, v)
+            return one_position(q, k, v, places, mask, scale).flatten(1)[:, None]
         groups = decoder.num_heads // decoder.num_kv_heads
         if groups > 1:  # repeat_interleave copies even where it repeats nothing
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
@@ -52,19 +55,22 @@ class Context:
 
 
 def one_position(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float | None
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, places: int, mask: torch.Tensor | None, scale: float | None
 ) -> torch.Tensor:
-    """Queries [B, heads, 1, width] over [B, kv_heads, P, width]: [B, heads, value width], a group's heads together.
+    """Queries [B, heads, 1, width] over the first `places` of [B, kv_heads, P, width]: [B, heads, value width].
 
-    As transformers' eager attention rounds: scores in the dtype of `q`, their softmax in float32.
+    A group's heads go together; places behind count for nothing if they are finite. As transformers' eager attention
+    rounds: scores in the dtype of `q`, their softmax in float32.
     """
     batch, heads, _, width = q.shape
-    k, v = k.contiguous(), v.contiguous()  # products of strided bfloat16 matrices copy them, and take longer to
+    # Products of strided bfloat16 matrices copy them, which takes longer than reading places for nothing.
+    k, v = k.contiguous(), v.contiguous()
     grouped = q.reshape(batch, k.shape[1], heads // k.shape[1], width)
-    scores = (grouped @ k.transpose(2, 3)).float() * (width**-0.5 if scale is None else scale)
+    scores = (grouped @ k.transpose(2, 3))[..., :places].float() * (width**-0.5 if scale is None else scale)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
-    return (scores.softmax(-1).to(v.dtype) @ v).flatten(1, 2)
+    weights = F.pad(scores.softmax(-1).to(v.dtype), (0, v.shape[2] - places))
+    return (weights @ v).flatten(1, 2)
 
 
 class Attention(nn.Module):

@@ -28,6 +28,11 @@ class KVCache:
         held_values[:, :, self.length : end] = values  # type: ignore[index]
         return held_keys[:, :, :end], held_values[:, :, :end]  # type: ignore[index]
 
+    def buffers(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What lies behind the keys and values that `append` returned, contiguous: zeros where no token is yet."""
+        held_keys, held_values = self._keys[layer], self._values[layer]
+        return (keys, values) if held_keys is None or held_values is None else (held_keys, held_values)
+
     def advance(self, tokens: int) -> None:
         self.length += tokens
 
@@ -36,7 +41,7 @@ def _grown(buffer: torch.Tensor | None, like: torch.Tensor, used: int, needed: i
     if buffer is not None and buffer.shape[2] >= needed:
         return buffer
     batch, heads, _, width = like.shape
-    grown = like.new_empty(batch, heads, max(needed, 2 * used, 64), width)
+    grown = like.new_zeros(batch, heads, max(needed, 2 * used, 64), width)
     if buffer is not None:
         grown[:, :, :used] = buffer[:, :, :used]
     return grown

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import cast
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from ..layout import addressed_cores, block_norm_names, block_norms
+from ..ops import native
 from ..spec import DecoderSpec, ModelSpec
 from .attention import Attention, Context
 from .cache import KVCache
@@ -56,6 +60,9 @@ class Trunk(nn.Module):
 
 class UltraMemModel(nn.Module):
     """A decoder-only language model with memory layers; parameter names are those of the canonical checkpoint."""
+
+    overlap: bool = True
+    """Whether rows on a disk are asked for where a memory layer reads, and looked up where it writes."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -108,20 +115,26 @@ class UltraMemModel(nn.Module):
 
     def blocks(self, x: torch.Tensor, context: Context, start: int, stop: int) -> torch.Tensor:
         """Run blocks [start, stop); a memory layer must read and write within the range."""
-        pending: dict[int, torch.Tensor] = {}
+        pending: dict[int, Callable[[], torch.Tensor]] = {}
         for index in range(start, stop):
             x, ffn_input = self.model.layers[index](x, context)
             for number, layer in enumerate(self.spec.memory):
                 if layer.read_block == index:
                     pending[number] = self._remember(number, ffn_input)
                 if layer.write_block == index:
-                    x = x + pending.pop(number).to(x.dtype)
+                    x = x + pending.pop(number)().view_as(x).to(x.dtype)
         return x
 
-    def _remember(self, number: int, ffn_input: torch.Tensor) -> torch.Tensor:
-        table = self.tables[self.spec.memory[number].table]
-        out: torch.Tensor = self.memory[number](ffn_input.flatten(0, 1), table)
-        return out.view(ffn_input.shape)
+    def _remember(self, number: int, ffn_input: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """What gives a memory layer's output [T, d] where it writes: by then, rows on a disk are on their way."""
+        layer = cast(MemoryLayer, self.memory[number])
+        table = cast(ValueTable, self.tables[self.spec.memory[number].table])
+        hidden = ffn_input.flatten(0, 1)
+        if self.overlap and native.is_read_ahead(table.values):
+            choices = layer.choose(hidden, table)
+            return lambda: layer.look_up(choices, table)
+        out: torch.Tensor = layer(hidden, table)
+        return lambda: out
 
     def context(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, cache: KVCache | None = None

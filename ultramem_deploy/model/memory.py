@@ -10,12 +10,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..layout import SELECTION_BIAS, table_layout
+from ..ops import native
 from ..ops.sparse_gate import ACTIVATIONS, sparse_gate
 from ..ops.sparse_lookup import sparse_lookup
 from ..ops.tucker_topk import tucker_topk
 from ..spec import MemoryLayerSpec, ModelSpec, RoutingSpec, TableSpec
 from .norms import Norm
-from .routing import NEVER, choose, router_logits
+from .routing import LEAST, NEVER, choose, router_logits
 
 CHUNK_BYTES = 64 << 20
 
@@ -42,6 +43,20 @@ class ValueTable(nn.Module):
                 self.register_parameter(name, nn.Parameter(torch.empty(tensor.shape)))
             else:
                 self.register_buffer(name, torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype)))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one memory layer will look up for T tokens of one chunk: `hidden` [T, d] is what the layer read.
+
+    raw [T,K,M] before any softmax or gate; indices [T,K]; weights [T,K,M] before any gate; addresses [T,K].
+    """
+
+    hidden: torch.Tensor
+    raw: torch.Tensor
+    indices: torch.Tensor
+    weights: torch.Tensor
+    addresses: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -104,12 +119,36 @@ class MemoryLayer(nn.Module):
 
     def forward(self, hidden: torch.Tensor, table: ValueTable) -> torch.Tensor:
         """hidden [T, d] -> [T, d]; runs over tokens in chunks so that no intermediate exceeds about 64 MiB."""
-        # Folded keys are float32 whatever the weights are.
-        hidden = hidden.to(self.col_keys.dtype if self.spec.reads_hidden else self.query.weight.dtype)
         # A selection hangs on the last bits of its scores: whoever trains in mixed precision gets them whole.
         with torch.autocast(hidden.device.type, enabled=False):
-            parts = [self._forward_chunk(part, table) for part in torch.split(hidden, self.chunk_tokens)]
+            parts = [self._look_up(self._choose(part), table) for part in self._chunks(hidden)]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def choose(self, hidden: torch.Tensor, table: ValueTable) -> list[Choice]:
+        """The first half of `forward`, chunk by chunk: asks for the rows that the second half will read."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            choices = []
+            for part in self._chunks(hidden):
+                choices.append(self._choose(part))
+                self._ask_ahead(choices[-1].addresses, table)
+        return choices
+
+    def look_up(self, choices: list[Choice], table: ValueTable) -> torch.Tensor:
+        """The second half of `forward`: the same output, to the bit."""
+        with torch.autocast(choices[0].hidden.device.type, enabled=False):
+            return torch.cat([self._look_up(choice, table) for choice in choices])
+
+    def _chunks(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        # Folded keys are float32 whatever the weights are.
+        hidden = hidden.to(self.col_keys.dtype if self.spec.reads_hidden else self.query.weight.dtype)
+        return torch.split(hidden, self.chunk_tokens)
+
+    def _ask_ahead(self, addresses: torch.Tensor, table: ValueTable) -> None:
+        if table.pre_values is not None:
+            native.ask_ahead(table.pre_values, addresses)
+        # Which of these values are kept is known after the gate.
+        if self.spec.kept_values is None:
+            native.ask_ahead(table.values, addresses)
 
     @torch.no_grad()
     def follow_core(self) -> None:
@@ -132,12 +171,15 @@ class MemoryLayer(nn.Module):
         scores = keys + 2 * s.rank * s.top_m * s.key_width if s.rank_one_keys else s.rank * keys
         return max(1, CHUNK_BYTES // (4 * s.heads * (scores + s.cores * grid)))
 
-    def _forward_chunk(self, hidden: torch.Tensor, table: ValueTable) -> torch.Tensor:
+    def _choose(self, hidden: torch.Tensor) -> Choice:
         raw, indices = self.retrieve(hidden)
         weights = self._routed_weights(hidden, indices) if self.spec.routing else self.weights(raw, indices)
-        out = self.combine(table, hidden, weights, self.addresses(indices))
+        return Choice(hidden, raw, indices, weights, self.addresses(indices))
+
+    def _look_up(self, c: Choice, table: ValueTable) -> torch.Tensor:
+        out = self.combine(table, c.hidden, c.weights, c.addresses)
         if self.observer is not None:
-            self.observer(Retrieval(*self.key_scores(hidden), raw, indices, out))
+            self.observer(Retrieval(*self.key_scores(c.hidden), c.raw, c.indices, out))
         return out
 
     def retrieve(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -177,7 +219,7 @@ class MemoryLayer(nn.Module):
             chosen, weights = self._routed(s.routing, hidden)
             row = torch.full((len(hidden), s.row_keys), NEVER, device=hidden.device)
             # A logarithm, so that a sum with a column's score ranks a product of weight and activity.
-            return _rank_two(row.scatter(1, chosen, weights.log())[:, None, None], col)
+            return _rank_two(row.scatter(1, chosen, weights.clamp(min=LEAST).log())[:, None, None], col)
         if s.scoring == "signed":
             col = self._side_scores(hidden[:, None], "col_keys")
             return self._signs(col.device).expand(len(col), -1, -1, -1), col

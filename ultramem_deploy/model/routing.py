@@ -9,6 +9,8 @@ from ..spec import RoutingSpec
 
 NEVER = -1e30
 """The score of what is not chosen: finite, so that it can be added to, and its softmax is exactly 0."""
+LEAST = 2.0**-126
+"""What a weight counts as where its logarithm ranks it: a softmax may underflow to 0, and 0 times -inf is no number."""
 
 
 def router_logits(routing: RoutingSpec, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

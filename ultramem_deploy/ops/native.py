@@ -34,6 +34,7 @@ TABLE = "PiqqqPi4x"  # UltramemTable: data, type, rows, width, row stride, scale
 LOOKUP = Struct(f"@{TABLE}PPPiqqqq")  # UltramemSparseLookup
 GATE = Struct(f"@{TABLE}PPPiqqqi4x")  # UltramemSparseGate
 TOPK = Struct("@PPPPPPPiqqqqqqq")  # UltramemTuckerTopK
+_DESCRIBED = Struct(f"@{TABLE}")
 
 
 class Threads(Structure):
@@ -56,9 +57,8 @@ class Kernels:
         self.lookup = _function(library.ultramem_sparse_lookup_run)
         self.gate = _function(library.ultramem_sparse_gate_run)
         self.topk = _function(library.ultramem_tucker_topk_run)
-        self.read_ahead = library.ultramem_read_ahead
-        self.read_ahead.argtypes = (c_char_p, c_void_p, c_int64)
-        self.read_ahead.restype = None
+        self.read_ahead = _request(library.ultramem_read_ahead)
+        self.ask_ahead = _request(library.ultramem_ask_ahead)
         # PyTorch's own OpenMP: threads of ours would compete with its threads for the same cores.
         parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
         self._openmp = OpenMp(ctypes.cast(parallel, c_void_p) if parallel else None, 1)
@@ -77,6 +77,12 @@ class Kernels:
 def _function(function: Callable[..., Status]) -> Callable[..., Status]:
     function.restype = Status  # type: ignore[attr-defined]
     function.argtypes = (c_char_p, c_void_p)  # type: ignore[attr-defined]
+    return function
+
+
+def _request(function: Callable[..., None]) -> Callable[..., None]:
+    function.restype = None  # type: ignore[attr-defined]
+    function.argtypes = (c_char_p, c_void_p, c_int64)  # type: ignore[attr-defined]
     return function
 
 
@@ -166,11 +172,27 @@ def tucker_topk(
 
 
 def read_ahead(table: torch.Tensor, addresses: torch.Tensor) -> None:
-    """Ask the system for the rows of addresses int64 [T, K], where the table may lie on a disk; does not wait."""
+    """Ask the system for the rows of addresses int64 [T, K], where the table may lie on a disk; waits for no row."""
     loaded = kernels()
-    if loaded is not None and table.data_ptr() in READ_AHEAD:
-        addresses = addresses.contiguous()
-        loaded.read_ahead(Struct(f"@{TABLE}").pack(*_table(table, None)), addresses.data_ptr(), addresses.numel())
+    if loaded is not None and is_read_ahead(table):
+        _ask(loaded.read_ahead, table, addresses)
+
+
+def ask_ahead(table: torch.Tensor, addresses: torch.Tensor) -> None:
+    """As `read_ahead`, from a thread of the library's own: returns at once, also where the disk's queue is full."""
+    loaded = kernels()
+    if loaded is not None and is_read_ahead(table):
+        _ask(loaded.ask_ahead, table, addresses)
+
+
+def is_read_ahead(table: torch.Tensor) -> bool:
+    """Whether rows of this table may lie on a disk, and are asked for before they are read."""
+    return not torch.compiler.is_compiling() and table.is_cpu and table.data_ptr() in READ_AHEAD
+
+
+def _ask(function: Callable[..., None], table: torch.Tensor, addresses: torch.Tensor) -> None:
+    addresses = addresses.contiguous()
+    function(_DESCRIBED.pack(*_table(table, None)), addresses.data_ptr(), addresses.numel())
 
 
 def _table(table: torch.Tensor, scales: torch.Tensor | None) -> tuple[int, int, int, int, int, int, bool]:
