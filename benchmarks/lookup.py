@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the JSON line alone")
     options = parser.parse_args()
     rows = Rows(2 * GIB if options.quick else 4 * GIB)
-    budget = 1.0 if options.quick else 4.0
+    budget = 1.0 if options.quick else 2.0
     quick_rows = [measure(rows, torch.bfloat16, *point, budget) for point in grid(options.quick)]
     small = {
         name: measure(rows, dtype, width, 64, 256, budget, peers=False)
