@@ -6,12 +6,14 @@
 PyTorch, bfloat16, random weights on one arena of huge pages: the models share the decoder's pages, and experts and
 tables lie on the same ones (oneDNN's copies have huge pages of their own, by a glibc tunable for which the script
 starts itself again). All keep their dense weights in oneDNN's order (`load(pack=True)`), which halves the time of
-products of few rows; the decoder's are laid out once for all. Steps of all models take turns with new tokens. A byte
-bound is the ratio of the bytes that two models must read in a step. The folded tables are expanded rows cut to the
-unfolded tables' bytes. The sparse part's roofline is the ratio where each side takes the longer of its bytes at the
-measured bandwidth and of its products at the measured rate. Of P1's 680M and
-1.6B, which do not fit, some blocks and a memory layer are timed and each part multiplied by its count. Needs 6 GB of
-memory with --quick, else 16 GB; points that need more than 80% of the machine's are left out and listed.
+products of few rows; the decoder's are laid out once for all. Steps of all models take turns with new tokens. The
+folded tables are expanded rows cut to the unfolded tables' bytes. Of P1's 680M and 1.6B, which do not fit, some blocks
+and a memory layer are timed and each part multiplied by its count.
+
+A byte bound is the ratio of the bytes that two models must read in a step. A roofline is the ratio where each part
+takes the longer of reading its bytes at the measured bandwidth and of its products at the measured rate.
+
+Needs 6 GB of memory with --quick, else 16 GB; points that need more than 80% of the machine's are left out and listed.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ if __package__ in (None, ""):
 from benchmarks.common import interleaved, machine, print_json, read_bandwidth
 from benchmarks.decode_peers import PRODUCTS, choose, mixture, streamed
 from benchmarks.decode_rows import KINDS, Row, plot, report, summary
-from benchmarks.decode_shapes import ITEM, LARGER, WHOLE, Arena, Shape, build, sparse_flops, step_bytes
+from benchmarks.decode_shapes import ITEM, LARGER, WHOLE, Arena, Shape, build, step_bytes, step_flops
 from benchmarks.decode_steps import PARTS, measure
 from benchmarks.results import save
 from ultramem_deploy.model.decoder import UltraMemModel
@@ -120,7 +122,7 @@ def measured(shape: Shape, models: dict[str, UltraMemModel], batch: int, kv: int
     rate = reached * shape.expert_numbers * ITEM / held["moe"]["ffn"]
     seconds = {kind: whole(shape, parts) for kind, parts in held.items()}
     counted = {kind: step_bytes(shape, kind, batch, kv) for kind in KINDS}
-    flops = {kind: sparse_flops(shape, kind, batch) for kind in KINDS}
+    flops = {kind: step_flops(shape, kind, batch, kv) for kind in KINDS}
     return Row(shape.name, shape.held, batch, kv, seconds, counted, flops, product, rate)
 
 
