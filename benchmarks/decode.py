@@ -29,7 +29,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import interleaved, machine, print_json, read_bandwidth
-from benchmarks.decode_peers import PRODUCTS, choose, mixture, streamed
+from benchmarks.decode_peers import choose, mixture
 from benchmarks.decode_rows import KINDS, Row, plot, report, summary
 from benchmarks.decode_shapes import ITEM, LARGER, WHOLE, Arena, Shape, build, step_bytes, step_flops
 from benchmarks.decode_steps import PARTS, measure
@@ -68,9 +68,9 @@ def main() -> None:
 def fitting(shape: Shape, points: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], list[str]]:
     """The points (batch, KV length) for which 80% of memory is enough, and the names of the others."""
     decoder = ITEM * (shape.blocks * shape.hidden * (4 * shape.hidden + 3 * shape.inner) + shape.vocab * shape.hidden)
-    tried = 2 if streamed in PRODUCTS.values() else shape.blocks
-    # The decoder once more in oneDNN's order, and the experts of the blocks in which that order is tried.
-    weights = shape.arena_bytes() + decoder + tried * ITEM * shape.experts * shape.expert_numbers
+    experts = shape.blocks * ITEM * shape.experts * shape.expert_numbers
+    # All weights once more, in oneDNN's order: the experts' where that product is the fastest.
+    weights = shape.arena_bytes() + decoder + experts
     needed = {(batch, kv): weights + 2 * ITEM * shape.blocks * shape.hidden * batch * kv for batch, kv in points}
     room = 0.8 * total_memory()
     names = [f"{shape.name}, batch {b}, KV {k}: {size / 1e9:.0f} GB" for (b, k), size in needed.items() if size > room]

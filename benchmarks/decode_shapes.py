@@ -119,7 +119,7 @@ class GatedShape(Shape):
 WHOLE = Shape("151M", 1024, 16, 2736, 50304, 12, ((2, 4), (5, 7), (8, 10)), 16, 256, 1100, 512)
 LARGER: tuple[Shape, ...] = (
     Shape("680M", 1536, 16, 4096, 50304, 6, ((2, 4),), 35, 384, 1632, 768, whole=(24, 4)),
-    Shape("1.6B", 2048, 16, 5456, 50304, 4, ((1, 3),), 42, 512, 1792, 1024, whole=(32, 6)),
+    Shape("1.6B", 2048, 16, 5456, 50304, 3, ((0, 2),), 42, 512, 1792, 1024, whole=(32, 6)),
     # As many experts as give the mixture the parameters of the memory model.
     GatedShape("227M/1.2B", 768, 12, 2496, 50304, 20, tuple((i, i) for i in range(20)), 32, 192, 360, 192, experts=20),
 )
