@@ -56,7 +56,7 @@ def main() -> None:
     for shape in (WHOLE,) if options.quick else (WHOLE, *LARGER):
         points, left = fitting(shape, QUICK if options.quick else GRID)
         skipped += left
-        rows += run(shape, points, 3.0)
+        rows += run(shape, points, 3.0 if options.quick else 5.0)
     result = summary(rows, bandwidth, rate) | {"machine": machine(), "skipped": skipped}
     if not options.json:
         report(rows, result)
