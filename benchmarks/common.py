@@ -53,6 +53,11 @@ def interleaved(actions: dict[str, Callable[[], Any]], repeats: int) -> dict[str
     return seconds
 
 
+def bytes_read() -> int:
+    """What this process has had read from disks."""
+    return int(_field("/proc/self/io", "read_bytes") or 0)
+
+
 @cache
 def share_pool(threads: int) -> None:
     """One pool for every ONNX Runtime session of the process that has `use_per_session_threads` off.

@@ -26,9 +26,8 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.big import workspace
-from benchmarks.common import machine, median, print_json, print_table
+from benchmarks.common import bytes_read, machine, median, print_json, print_table
 from benchmarks.results import save
-from benchmarks.scale import bytes_read
 from ultramem_deploy.ops import native
 from ultramem_deploy.ops.placement import placed
 from ultramem_deploy.ops.sparse_lookup import sparse_lookup

@@ -1,7 +1,8 @@
-"""Random bfloat16 checkpoints with a memory of a paper's shape, every page of a table with bytes of its own."""
+"""Random checkpoints, bfloat16 or with quantised tables, of a paper's shape; no two pages of a table are alike."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import numpy as np
 from ultramem_deploy.checkpoint import Stage, TensorTask, numpy_dtype
 from ultramem_deploy.checkpoint.provenance import SourceRecord
 from ultramem_deploy.layout import TensorSpec, tensor_layout
-from ultramem_deploy.spec import DecoderSpec, MemoryLayerSpec, ModelSpec, NormSpec, RopeSpec, TableSpec
+from ultramem_deploy.spec import DecoderSpec, MemoryLayerSpec, ModelSpec, NormSpec, RopeSpec, TableSpec, TableStorage
 
 NORM = NormSpec("rms", 1e-5)
+SCALE = 4e-4
+_PAGE = 2048  # of 16 bits: 4 KiB
 _BLOCK = np.random.default_rng(0).uniform(-0.05, 0.05, 1 << 23).astype(np.float32).astype(numpy_dtype("bfloat16"))
 
 
@@ -36,13 +39,15 @@ def memory_layer(
     )  # fmt: skip
 
 
-def model(d: DecoderSpec, layers: list[MemoryLayerSpec], value_width: int) -> ModelSpec:
+def model(
+    d: DecoderSpec, layers: list[MemoryLayerSpec], value_width: int, storage: TableStorage = "float"
+) -> ModelSpec:
     """A model whose memory layers share one table."""
-    return ModelSpec(d, tuple(layers), {"t": TableSpec(layers[0].slots, value_width)})
+    return ModelSpec(d, tuple(layers), {"t": TableSpec(layers[0].slots, value_width, storage=storage)})
 
 
 def write_source(directory: Path, spec: ModelSpec) -> None:
-    """A canonical bfloat16 checkpoint; norms are 1."""
+    """A canonical checkpoint; norms are 1, scales of a quantised table `SCALE`."""
     layout = tensor_layout(spec)
     with Stage(directory, "random", SourceRecord("random", "file", {}, "0"), {}) as stage:
         for group in ("tables.", ""):
@@ -52,13 +57,26 @@ def write_source(directory: Path, spec: ModelSpec) -> None:
 
 
 def _task(name: str, tensor: TensorSpec) -> TensorTask:
+    dtype = tensor.dtype or "bfloat16"
+
     def rows(start: int, stop: int) -> np.ndarray[Any, Any]:
         shape = (stop - start, *tensor.shape[1:])
-        if name.endswith("norm.weight"):
-            return np.ones(shape, _BLOCK.dtype)
-        count = int(np.prod(shape))
-        # Shifted by a number a chunk, no two pages of the first 32 GiB are alike.
-        shifted = np.roll(_BLOCK, start * 7 + 1)
-        return np.resize(shifted, count).reshape(shape)
+        if name.endswith(("norm.weight", "_scales")):
+            return np.full(shape, 1.0 if dtype == "bfloat16" else SCALE).astype(numpy_dtype(dtype))
+        item = numpy_dtype(dtype).itemsize
+        drawn = np.resize(_BLOCK.view(np.uint16), math.prod(shape) * item // 2)
+        if tensor.role == "table":
+            _number_pages(drawn, start * math.prod(tensor.shape[1:]) * item // 2)
+        return drawn.view(numpy_dtype(dtype)).reshape(shape)
 
-    return TensorTask(name, "bfloat16", tensor.shape, rows, scratch=2 * _BLOCK.nbytes)
+    return TensorTask(name, dtype, tensor.shape, rows, scratch=2 * _BLOCK.nbytes)
+
+
+def _number_pages(halves: np.ndarray[Any, Any], start: int) -> None:
+    """Mark every stretch of 4 KiB with its number, in four small bfloat16 numbers; `start`: the first half's place."""
+    first = -(-start // _PAGE)
+    whole = halves[first * _PAGE - start :]
+    pages = whole[: len(whole) // _PAGE * _PAGE].reshape(-1, _PAGE)
+    numbers = first + np.arange(len(pages))
+    for digit in range(4):
+        pages[:, digit] = 0x3C00 + (numbers >> 7 * digit) % 128

@@ -24,8 +24,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.big import forget
-from benchmarks.common import machine, print_json, print_table
-from benchmarks.scale import bytes_read
+from benchmarks.common import bytes_read, machine, print_json, print_table
 from ultramem_deploy.pipeline import fold, profile
 from ultramem_deploy.runtime.tokenizer import Tokenizer
 from ultramem_deploy.text import load_corpus
