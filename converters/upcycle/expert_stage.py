@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from .expert_columns import Columns, Routed, fitted_columns, plain_columns, popu
 from .expert_options import ExpertOptions, check_expert_options, source_tensors
 from .expert_receipt import collect, expert_costs, measure_experts, mixtures
 from .experts import expert_spec, expert_tasks
+from .remembering import remembered
 
 Progress = Callable[[int, int, str], None]
 
@@ -65,7 +66,7 @@ def upcycle_experts(
         model = load(src, dtype="float32") if corpus else None
         train, held_out = _windows(tokenizer, corpus, options, spec) if tokenizer and corpus else (None, None)
         data = collect(model, train, progress) if model is not None and train is not None else None
-        columns = _columns(model, data, experts, spec.decoder.hidden_size, options)
+        columns = _remembered_columns(stage, lambda: _columns(model, data, experts, spec.decoder.hidden_size, options))
         memory, tables = expert_tasks(source, experts, columns)
         chunks_in_flight([*memory, *tables], 1, memory_budget)
         replaced = {name for block in experts.layers for name in source_tensors(spec.decoder, block)}
@@ -107,6 +108,17 @@ def _windows(
     longest = spec.decoder.max_positions
     train = shuffled_windows(tokenizer, corpus.train, options.calibration_tokens, longest)
     return train, shuffled_windows(tokenizer, corpus.held_out, options.held_out_tokens, longest)
+
+
+def _remembered_columns(stage: Stage, fit: Callable[[], list[Columns]]) -> list[Columns]:
+    names = [field.name for field in fields(Columns)]
+
+    def stacked() -> dict[str, np.ndarray]:
+        blocks = fit()
+        return {name: np.stack([getattr(columns, name) for columns in blocks]) for name in names}
+
+    found = remembered(stage.resume_file("columns.safetensors"), stacked)
+    return [Columns(*parts) for parts in zip(*(found[name] for name in names), strict=True)]
 
 
 def _columns(

@@ -7,6 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from ultramem_deploy.checkpoint import Checkpoint, Stage, TensorTask, source_record
 from ultramem_deploy.checkpoint.budget import chunks_in_flight
 from ultramem_deploy.checkpoint.carry import carry, staged
@@ -21,8 +24,9 @@ from ultramem_deploy.text import load_corpus
 
 from .calibration import calibrate, shuffled_windows
 from .neuron_options import NeuronOptions, check_neuron_options
-from .neurons import block_curves, neuron_spec, neuron_tasks, plan_blocks
+from .neurons import BlockCurve, block_curves, neuron_spec, neuron_tasks, plan_blocks
 from .receipt import costs, measure
+from .remembering import remembered
 
 Progress = Callable[[int, int, str], None]
 
@@ -62,7 +66,8 @@ def upcycle_neurons(
         dtype = source.info("model.layers.0.mlp.up_proj.weight").dtype
         dense = load(src, dtype="float32")
         statistics = calibrate(dense, windows, progress)
-        curves = block_curves(dense, statistics, options, exact_scales=dtype != "float32")
+        exact = dtype != "float32"
+        curves = _remembered_curves(stage, lambda: block_curves(dense, statistics, options, exact_scales=exact))
         plans = plan_blocks(curves, options)
         new_spec, groups = neuron_spec(spec, plans), neuron_tasks(source, plans)
         chunks_in_flight([task for tasks in groups.values() for task in tasks], 1, memory_budget)
@@ -82,6 +87,24 @@ def upcycle_neurons(
             **measure(dense, upcycled, plans, statistics, held_out, progress),
         }
     return stage.receipt | {"up_to_date": False} | stage.notes
+
+
+def _remembered_curves(stage: Stage, fit: Callable[[], list[BlockCurve]]) -> list[BlockCurve]:
+    def stacked() -> dict[str, np.ndarray]:
+        curves = fit()
+        return {
+            "scale": np.stack([curve.scale.numpy() for curve in curves]),
+            "shared": np.stack([curve.shared.numpy() for curve in curves]),
+            "counts": np.array([list(curve.errors) for curve in curves], np.int64),
+            "errors": np.array([list(curve.errors.values()) for curve in curves], np.float64),
+        }
+
+    found = remembered(stage.resume_file("curves.safetensors"), stacked)
+    errors = [
+        dict(zip(*pair, strict=True)) for pair in zip(found["counts"].tolist(), found["errors"].tolist(), strict=True)
+    ]
+    scales, shared = (torch.from_numpy(found[name]) for name in ("scale", "shared"))
+    return [BlockCurve(*parts) for parts in zip(scales, shared, errors, strict=True)]
 
 
 def _write(stage: Stage, source: Checkpoint, spec: ModelSpec, groups: dict[str, list[TensorTask]]) -> None:

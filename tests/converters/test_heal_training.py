@@ -177,6 +177,8 @@ def test_the_curve_is_drawn(model: Path, text: Path, tmp_path: Path, monkeypatch
         picture.unlink()
     with pytest.raises(InputError, match="--plot: .*no such directory"):
         heal(model, tmp_path / "other", text=text, plot=tmp_path / "nowhere" / "curve.png", **OPTIONS)
+    with pytest.raises(InputError, match="--plot: .*is a directory"):
+        heal(model, tmp_path / "other", text=text, plot=tmp_path, **OPTIONS)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"--plot: needs matplotlib: pip install 'ultramem-deploy\[plot\]'"):
         heal(model, tmp_path / "other", text=text, plot=picture, **OPTIONS)

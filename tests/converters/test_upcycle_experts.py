@@ -11,8 +11,9 @@ import torch
 
 from tests import builders as b
 from ultramem_deploy import upcycle
-from ultramem_deploy.checkpoint import Checkpoint
+from ultramem_deploy.checkpoint import Checkpoint, Stage, TensorTask
 from ultramem_deploy.converters.onnx import export_onnx
+from ultramem_deploy.converters.upcycle import expert_stage
 from ultramem_deploy.converters.upcycle.expert_columns import (
     Routed,
     activity_of,
@@ -171,6 +172,29 @@ def test_a_fraction_is_fitted_and_measured(tmp_path: Path) -> None:
     assert again["up_to_date"] and again["kl"] == receipt["kl"]
 
 
+def test_a_run_that_goes_on_keeps_the_columns_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another number of threads may do, the second fit comes out otherwise: tables belong to the keys written."""
+    source = b.write_checkpoint(tmp_path / "source", ModelSpec(CASES["softmax"]), tokenizer=True)
+    text = b.write_text(tmp_path / "text.txt", 400)
+    sizes = {"active": 0.5, "calibration_tokens": 512, "held_out_tokens": 128}
+    whole = upcycle(source, tmp_path / "whole", method="experts", text=text, **sizes)
+    write = Stage.write_tensors
+
+    def killed(stage: Stage, group: str, tasks: list[TensorTask]) -> None:
+        if group == "tables":
+            raise KeyboardInterrupt
+        write(stage, group, tasks)
+
+    with monkeypatch.context() as first, pytest.raises(KeyboardInterrupt):
+        first.setattr(Stage, "write_tensors", killed)
+        upcycle(source, tmp_path / "out", method="experts", text=text, **sizes)
+    monkeypatch.setattr(expert_stage, "fitted_columns", lambda *_: random_columns(6, 10, 32, 0))
+    again = upcycle(source, tmp_path / "out", method="experts", text=text, **sizes)
+    assert again.pop("resumed") and again["kl"] == pytest.approx(whole["kl"], rel=1e-5)
+    found, expected = (Checkpoint.open(tmp_path / name) for name in ("out", "whole"))
+    assert all(np.array_equal(found.array(name), expected.array(name)) for name in expected.tensors)
+
+
 def test_refusals(tmp_path: Path) -> None:
     dense = b.write_checkpoint(tmp_path / "dense", b.PLAIN)
     with pytest.raises(InputError, match="no mixture of experts; --method neurons takes dense FFNs"):
@@ -180,6 +204,8 @@ def test_refusals(tmp_path: Path) -> None:
         upcycle(mixture, tmp_path / "out", method="experts", active=2.0)
     with pytest.raises(InputError, match="leaves 2 neurons a token, fewer than the 6 experts; expected at least 0.3"):
         upcycle(mixture, tmp_path / "out", method="experts", active=0.1)
+    with pytest.raises(InputError, match="--seed: must not be negative, found -1"):
+        upcycle(mixture, tmp_path / "out", method="experts", columns="random", seed=-1)
     with pytest.raises(InputError, match="tokenizer.json is missing: text cannot be read"):
         upcycle(mixture, tmp_path / "out", method="experts", active=0.5)
     gelu = b.write_checkpoint(tmp_path / "gelu", ModelSpec(replace(CASES["softmax"], activation="gelu")))

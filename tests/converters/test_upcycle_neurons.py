@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 from tests import builders as b
 from tests.conftest import Written
-from ultramem_deploy.checkpoint import Checkpoint, read_provenance
+from ultramem_deploy.checkpoint import Checkpoint, Stage, TensorTask, read_provenance
 from ultramem_deploy.cli import main
-from ultramem_deploy.converters.upcycle import selection
+from ultramem_deploy.converters.upcycle import neuron_stage, selection
 from ultramem_deploy.converters.upcycle.baselines import balanced_clusters, oracle, selective
 from ultramem_deploy.converters.upcycle.calibration import calibrate, ffns, shuffled_windows
 from ultramem_deploy.errors import InputError
@@ -136,6 +136,28 @@ def test_an_error_budget_chooses_the_neurons(dense: Path, text: Path, tmp_path: 
     assert max(block["relative_error"] for block in loose["blocks"]) < 0.3, "held-out text: near the budget"
     assert not none["memory_layers"] and none["ffn_bytes_fraction"] == 1, "the FFNs stay where all is needed"
     assert torch.equal(load(tmp_path / "none")(torch.arange(9)[None]), load(dense)(torch.arange(9)[None]))
+
+
+def test_a_run_that_goes_on_keeps_what_it_fitted(
+    dense: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fitted again, and as another number of threads may do otherwise, values would not belong to the keys written."""
+    whole = made(dense, tmp_path / "whole", text, spread="error", shared=0.25)
+    write = Stage.write_tensors
+
+    def killed(stage: Stage, group: str, tasks: list[TensorTask]) -> None:
+        if group == "tables":
+            raise KeyboardInterrupt
+        write(stage, group, tasks)
+
+    with monkeypatch.context() as first, pytest.raises(KeyboardInterrupt):
+        first.setattr(Stage, "write_tensors", killed)
+        made(dense, tmp_path / "out", text, spread="error", shared=0.25)
+    monkeypatch.setattr(neuron_stage, "block_curves", None)
+    again = made(dense, tmp_path / "out", text, spread="error", shared=0.25)
+    assert again.pop("resumed") and again == whole
+    found, expected = (Checkpoint.open(tmp_path / name) for name in ("out", "whole"))
+    assert all(np.array_equal(found.array(name), expected.array(name)) for name in expected.tensors)
 
 
 def test_calibration_statistics(dense: Path, text: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,19 @@ def expected(bundle: Path, prompt: str = PROMPT) -> str:
     tokenizer = Tokenizer(bundle)
     ids = tokenizer.encode(prompt)
     return tokenizer.decode(list(greedy(open_runner(bundle, "torch"), ids, NEW, (END,))))
+
+
+def test_clients_that_come_at_once_are_all_taken(server: Server) -> None:
+    """A stopped server accepts nothing: what connects then waits in the listening socket's queue."""
+    host, port = server.address.removeprefix("http://").split(":")
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        with ExitStack() as waiting:
+            for _ in range(100):
+                waiting.enter_context(socket.create_connection((host, int(port)), timeout=2))
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+    assert server.call({"prompt": PROMPT})[0] == 200
 
 
 def test_completions(server: Server, bundle: Path) -> None:

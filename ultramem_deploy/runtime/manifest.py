@@ -15,14 +15,12 @@ from packaging.version import InvalidVersion, Version
 
 from ..errors import InputError
 from ..spec import read_json
+from .manifest_parts import problem
 
 MANIFEST = "manifest.json"
 FORMAT, SCHEMA = "ultramem-bundle", 1
 RUNTIMES = ("onnxruntime", "tensorrt")
 RUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu")
-_PARTS = {
-    "graph": dict, "model": dict, "tables": list, "tokenizer": dict, "requires": dict, "plugins": list, "files": dict,
-}  # fmt: skip
 
 
 def read_manifest(directory: Path, runtimes: Sequence[str] = ("onnxruntime",)) -> dict[str, Any]:
@@ -46,9 +44,9 @@ def read_manifest(directory: Path, runtimes: Sequence[str] = ("onnxruntime",)) -
             f"{path}: a bundle for runtime {document.get('runtime')!r}, expected {' or '.join(runtimes)}; bundle again "
             f"with --runtime {runtimes[0]}, or install a newer ultramem-deploy"
         )
-    for key, kind in _PARTS.items():
-        if not isinstance(document.get(key), kind):
-            raise InputError(f"{path}: {key!r} must be a {kind.__name__}; the file is damaged, make the bundle again")
+    damage = problem(path.read_bytes(), document["runtime"])
+    if damage:
+        raise InputError(f"{path}: {damage}: the file is damaged, make the bundle again")
     for name in document["files"]:
         require_inside(path, name)
     return document

@@ -3,6 +3,7 @@
 #include <httplib.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/socket.h>
 
 #include <atomic>
 #include <cstdio>
@@ -17,6 +18,7 @@ using nlohmann::json;
 namespace {
 
 constexpr std::chrono::seconds kWait{60}, kGrace{10};
+constexpr int kClients = 256;  // that may connect before any of them is taken
 
 int failed(const ultramem::Error& error) {
   std::fprintf(stderr, "error: %s\n", error.message().c_str());
@@ -157,6 +159,11 @@ int main(int argc, char** argv) {
   httplib::Server server;
   // A thread a connection: those without a session wait for one, and still answer /health.
   server.new_task_queue = [=] { return new httplib::ThreadPool(static_cast<std::size_t>(sessions) + 64); };
+  int listening = -1;
+  server.set_socket_options([&](socket_t made) {
+    httplib::default_socket_options(made);
+    listening = made;
+  });
   server.set_payload_max_length(16 << 20);
   server.set_tcp_nodelay(true);
   server.Get("/health", [](const auto&, auto& response) { response.set_content("{\"ok\":true}", "application/json"); });
@@ -167,6 +174,8 @@ int main(int argc, char** argv) {
                     : server.bind_to_port("127.0.0.1", port) ? port
                                                              : -1;
   if (bound < 0) return std::fprintf(stderr, "error: port %d is taken: choose another\n", port), 1;
+  // Compiled builds of the library let five connections wait; the system resets what comes beyond them.
+  if (::listen(listening, kClients) != 0) return std::perror("error: listen"), 1;
   std::printf("listening on http://127.0.0.1:%d\n", bound);
   std::fflush(stdout);
 

@@ -15,12 +15,13 @@ namespace {
 constexpr std::int64_t kMostTasks = 64;
 
 // How many tasks to make of `bytes` of memory traffic: few enough that handing one over costs little beside it, and
-// that the wait for a task's first rows does.
+// that the wait for a task's first rows does; as many for each thread, so that none is left with one more to do.
 std::int64_t tasks_for(std::int64_t bytes, const UltramemThreads* threads) {
-  constexpr std::int64_t kBytesEach = 64 << 10, kTasksEach = 4;
+  constexpr std::int64_t kFewestBytes = 64 << 10, kBytesEach = 512 << 10, kTasksEach = 4;
   static const std::int64_t machine = std::max(1u, std::thread::hardware_concurrency());
   const std::int64_t count = threads == nullptr || threads->count <= 0 ? machine : threads->count;
-  return std::clamp<std::int64_t>(bytes / kBytesEach, 1, std::min(kMostTasks, kTasksEach * count));
+  if (bytes < kFewestBytes * count) return std::max<std::int64_t>(1, std::min(kMostTasks, bytes / kFewestBytes));
+  return std::min(kMostTasks, count * std::clamp<std::int64_t>(bytes / (kBytesEach * count), 1, kTasksEach));
 }
 
 // Part `index` of [0, size) cut into `parts` nearly equal ranges.

@@ -57,7 +57,7 @@ UltramemStatus sparse_gate(const UltramemSparseGate& problem, UltramemRange pair
   const UltramemStatus status = check_addresses(problem.addresses, pairs.begin, pairs.end, problem.slots, limit);
   if (status.code != ULTRAMEM_OK) return status;
 
-  const TableRows<V> rows(problem.table, problem.addresses, problem.table.width);
+  const TableRows<V> rows(problem.table, problem.addresses, {0, problem.table.width}, pairs.end - pairs.begin, true);
   RowGroup groups[2];
   RowGroup *now = &groups[0], *next = &groups[1];
   rows.read(*now, pairs.begin, pairs.end);

@@ -45,7 +45,7 @@ class SparseLookup {
   SparseLookup(const UltramemSparseLookup& problem, UltramemRange columns, void* scratch)
       : p_(problem),
         columns_(columns),
-        rows_(problem.table, problem.addresses, columns.end - columns.begin),
+        rows_(problem.table, problem.addresses, columns, problem.slots, problem.blocks > 1),
         scratch_(static_cast<float*>(scratch)) {}
 
   void run(UltramemRange tokens) {
@@ -146,7 +146,10 @@ class SparseLookup {
   // body(run, sums) for the rows of each block, and requests for the same columns of the next group.
   template <typename Body>
   void for_each_run(std::int64_t column, std::int64_t count, const Body& body) {
-    for (Run run{0, 0}; run.first < now_->count; run.first = run.last) {
+    if (p_.blocks == 1) {
+      body(Run{0, now_->count}, sums_ + column - columns_.begin);
+    }
+    for (Run run{0, 0}; p_.blocks > 1 && run.first < now_->count; run.first = run.last) {
       const std::int64_t block = now_->block[run.first];
       while (run.last < now_->count && now_->block[run.last] == block) ++run.last;
       body(run, sums_ + block * stride_ + column - columns_.begin);
@@ -169,7 +172,7 @@ class SparseLookup {
         tile[v] = {Simd::multiply_add(weight, values.first, tile[v].first),
                    Simd::multiply_add(weight, values.second, tile[v].second)};
       }
-      rows_.request(*next_, i, column, kPairs * kPair);
+      rows_.template request<kPairs * kPair>(*next_, i, column);
     }
 #pragma GCC unroll 8
     for (int v = 0; v < kPairs; ++v) store_sums(as_columns<V>(tile[v]), sums + v * kPair);

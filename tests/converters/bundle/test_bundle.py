@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +160,8 @@ def test_check_enforces_versions(bundle: Path) -> None:
         ({"schema": "1"}, "schema '1'"),
         ({"format": "zip"}, "format 'zip'"),
         ({"runtime": "tpu"}, "a bundle for runtime 'tpu', expected onnxruntime or tensorrt; bundle again"),
-        ({"tables": {}}, "'tables' must be a list"),
-        ({"files": {"../x": {}}}, r"leaves the bundle"),
+        ({"tables": {}}, "tables: input should be a valid array, found {}: the file is damaged"),
+        ({"files": {"../x": {"size": 0, "sha256": ""}}}, r"leaves the bundle"),
     ):
         rewrite(bundle, **changes)
         with pytest.raises(InputError, match=message):
@@ -174,6 +176,32 @@ def test_check_enforces_versions(bundle: Path) -> None:
     rewrite(bundle, requires=found["requires"] | {"onnxruntime": "99.0"})
     with pytest.raises(CheckFailed, match="onnxruntime: version .*, the bundle requires 99.0 or newer"):
         check_bundle(bundle)
+
+
+def places(value: Any, *path: str | int) -> Iterator[tuple[str | int, ...]]:
+    """The path of every value inside a JSON value."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inside:
+        yield (*path, key)
+        yield from places(item, *path, key)
+
+
+def test_a_damaged_manifest_is_refused_wherever_it_is_damaged(bundle: Path) -> None:
+    """A wrong type at any place that is read is told by its name; every other error would be a traceback."""
+    whole, refused = manifest(bundle), 0
+    for *path, last in places({key: value for key, value in whole.items() if key != "model"}):
+        for damage in (None, -1, [0], {"x": 0}):
+            found = deepcopy(whole)
+            part: Any = found
+            for key in path:
+                part = part[key]
+            part[last] = damage
+            (bundle / "manifest.json").write_text(json.dumps(found))
+            try:
+                check_bundle(bundle)
+            except (InputError, CheckFailed):
+                refused += 1
+    assert refused > 100
 
 
 @pytest.mark.parametrize(("name", "kernels"), [("onnxruntime", True), ("onnxruntime", False), ("plugin", True)])
