@@ -6,12 +6,14 @@
 PyTorch, bfloat16, random weights on one arena of huge pages: the models share the decoder's pages, and experts and
 tables lie on the same ones (oneDNN's copies have huge pages of their own, by a glibc tunable for which the script
 starts itself again). All keep their dense weights in oneDNN's order (`load(pack=True)`), which halves the time of
-products of few rows; the decoder's are laid out once for all. Steps of all models take turns with new tokens. A byte
-bound is the ratio of the bytes that two models must read in a step. The folded tables are expanded rows cut to the
-unfolded tables' bytes. The sparse part's roofline is the ratio where each side takes the longer of its bytes at the
-measured bandwidth and of its products at the measured rate. Of P1's 680M and
-1.6B, which do not fit, some blocks and a memory layer are timed and each part multiplied by its count. Needs 6 GB of
-memory with --quick, else 16 GB; points that need more than 80% of the machine's are left out and listed.
+products of few rows; the decoder's are laid out once for all. Steps of all models take turns with new tokens. The
+folded tables are expanded rows cut to the unfolded tables' bytes. Of P1's 680M and 1.6B, which do not fit, some blocks
+and a memory layer are timed and each part multiplied by its count.
+
+A byte bound is the ratio of the bytes that two models must read in a step. A roofline is the ratio where each part
+takes the longer of reading its bytes at the measured bandwidth and of its products at the measured rate.
+
+Needs 6 GB of memory with --quick, else 16 GB; points that need more than 80% of the machine's are left out and listed.
 """
 
 from __future__ import annotations
@@ -27,9 +29,9 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import interleaved, machine, print_json, read_bandwidth
-from benchmarks.decode_peers import PRODUCTS, choose, mixture, streamed
+from benchmarks.decode_peers import choose, mixture
 from benchmarks.decode_rows import KINDS, Row, plot, report, summary
-from benchmarks.decode_shapes import ITEM, LARGER, WHOLE, Arena, Shape, build, sparse_flops, step_bytes
+from benchmarks.decode_shapes import ITEM, LARGER, WHOLE, Arena, Shape, build, step_bytes, step_flops
 from benchmarks.decode_steps import PARTS, measure
 from benchmarks.results import save
 from ultramem_deploy.model.decoder import UltraMemModel
@@ -54,7 +56,7 @@ def main() -> None:
     for shape in (WHOLE,) if options.quick else (WHOLE, *LARGER):
         points, left = fitting(shape, QUICK if options.quick else GRID)
         skipped += left
-        rows += run(shape, points, 3.0)
+        rows += run(shape, points, 3.0 if options.quick else 5.0)
     result = summary(rows, bandwidth, rate) | {"machine": machine(), "skipped": skipped}
     if not options.json:
         report(rows, result)
@@ -66,9 +68,9 @@ def main() -> None:
 def fitting(shape: Shape, points: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], list[str]]:
     """The points (batch, KV length) for which 80% of memory is enough, and the names of the others."""
     decoder = ITEM * (shape.blocks * shape.hidden * (4 * shape.hidden + 3 * shape.inner) + shape.vocab * shape.hidden)
-    tried = 2 if streamed in PRODUCTS.values() else shape.blocks
-    # The decoder once more in oneDNN's order, and the experts of the blocks in which that order is tried.
-    weights = shape.arena_bytes() + decoder + tried * ITEM * shape.experts * shape.expert_numbers
+    experts = shape.blocks * ITEM * shape.experts * shape.expert_numbers
+    # All weights once more, in oneDNN's order: the experts' where that product is the fastest.
+    weights = shape.arena_bytes() + decoder + experts
     needed = {(batch, kv): weights + 2 * ITEM * shape.blocks * shape.hidden * batch * kv for batch, kv in points}
     room = 0.8 * total_memory()
     names = [f"{shape.name}, batch {b}, KV {k}: {size / 1e9:.0f} GB" for (b, k), size in needed.items() if size > room]
@@ -120,7 +122,7 @@ def measured(shape: Shape, models: dict[str, UltraMemModel], batch: int, kv: int
     rate = reached * shape.expert_numbers * ITEM / held["moe"]["ffn"]
     seconds = {kind: whole(shape, parts) for kind, parts in held.items()}
     counted = {kind: step_bytes(shape, kind, batch, kv) for kind in KINDS}
-    flops = {kind: sparse_flops(shape, kind, batch) for kind in KINDS}
+    flops = {kind: step_flops(shape, kind, batch, kv) for kind in KINDS}
     return Row(shape.name, shape.held, batch, kv, seconds, counted, flops, product, rate)
 
 

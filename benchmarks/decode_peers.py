@@ -20,6 +20,8 @@ Weights = torch.Tensor | Sequence[torch.Tensor]
 Product = Callable[[torch.Tensor, torch.Tensor, Weights, Weights], torch.Tensor]
 ROWS_AN_EXPERT = 4
 """Told to oneDNN as it lays weights out: batch 64, two of 34 experts a token."""
+TRIED_BYTES = 512 << 20
+"""Products are tried on so many experts, more than a cache holds."""
 PARTS_OF_EXPERT = 8
 """Tasks that the kernel makes of each expert, so that threads end together."""
 
@@ -152,11 +154,11 @@ def mixture(shape: Shape, arena: Arena) -> UltraMemModel:
 def choose(model: UltraMemModel, batch: int, repeats: int = 6) -> str:
     """Give all experts of `model` the product that is fastest at this batch; its name.
 
-    Two blocks and the products take turns; the best time of each counts, because a choice must not follow a machine's
-    stalls. The second copy of the weights that one product wants is kept for that product alone.
+    Blocks and products take turns; the best time of each counts, because a choice must not follow a machine's stalls.
+    The second copy of the weights that one product wants is kept for that product alone.
     """
     layers = [block.mlp for block in model.model.layers]
-    tried = layers[:2]
+    tried = layers[: -(-TRIED_BYTES // (layers[0].gate_up.nbytes + layers[0].down.nbytes))]
     _lay_out(tried if prepacked in PRODUCTS.values() else [])
     seconds: dict[str, list[float]] = {name: [] for name in PRODUCTS}
     best = next(iter(PRODUCTS))

@@ -8,7 +8,6 @@ from typing import Any
 
 from benchmarks.common import print_table
 from benchmarks.decode_peers import LEFT_OUT
-from benchmarks.decode_shapes import sparse
 from benchmarks.decode_steps import PARTS
 
 KINDS = ("dense", "moe", "unfolded", "folded")
@@ -18,7 +17,7 @@ PAPER = 6.0
 
 @dataclass(frozen=True)
 class Row:
-    """One shape, batch and KV length: seconds (medians) and bytes by part, and the sparse part's flops.
+    """One shape, batch and KV length: seconds (medians), bytes and flops of each model by part.
 
     `timed` says which layers the seconds are of; they, bytes and flops stand for the whole model.
     """
@@ -29,7 +28,7 @@ class Row:
     kv: int
     seconds: dict[str, dict[str, float]]
     bytes: dict[str, dict[str, float]]
-    flops: dict[str, float]
+    flops: dict[str, dict[str, float]]
     moe_product: str
     moe_expert_bytes_per_second: float
 
@@ -45,17 +44,18 @@ class Row:
     def speedup(self, part: str = "step", kind: str | None = None, of: str = "moe") -> float:
         return self.seconds[of][part] / self.seconds[kind or self.ours][part]
 
-    def roofline(self, bandwidth: float, rate: float) -> float:
-        """The sparse part's ratio where each side takes the longer of reading its bytes and of its arithmetic."""
-        experts, own = (
-            max(sparse(self.bytes[kind]) / bandwidth, self.flops[kind] / rate) for kind in ("moe", self.ours)
-        )
-        return experts / own
-
     def bound(self, part: str = "step", kind: str | None = None) -> float:
         """How many times the bytes of `kind` the mixture of experts reads."""
-        count = sparse if part == "sparse" else lambda parts: sum(parts.values())
-        return count(self.bytes["moe"]) / count(self.bytes[kind or self.ours])
+        experts, own = (sum(self.bytes[k][p] for p in _parts(part)) for k in ("moe", kind or self.ours))
+        return experts / own
+
+    def roofline(self, bandwidth: float, rate: float, part: str = "step") -> float:
+        """The ratio where each part of a model takes the longer of reading its bytes and of its arithmetic."""
+        experts, own = (
+            sum(max(self.bytes[k][p] / bandwidth, self.flops[k][p] / rate) for p in _parts(part))
+            for k in ("moe", self.ours)
+        )
+        return experts / own
 
     def saved(self) -> dict[str, Any]:
         """For a file: everything measured, and the ratios."""
@@ -63,6 +63,11 @@ class Row:
             kind: {"speedup_vs_moe": self.speedup(kind=kind), "byte_bound": self.bound(kind=kind)} for kind in KINDS
         }
         return asdict(self) | {"form": self.ours, "ratios": ratios}
+
+
+def _parts(part: str) -> tuple[str, ...]:
+    """What counts: a step's parts with bytes of their own, or what stands for the FFNs."""
+    return ("ffn", "memory") if part == "sparse" else ("projections", "kv", "ffn", "memory", "head")
 
 
 def summary(rows: list[Row], bandwidth: float, rate: float) -> dict[str, Any]:
@@ -75,7 +80,8 @@ def summary(rows: list[Row], bandwidth: float, rate: float) -> dict[str, Any]:
         "byte_bound": {row.batch: row.bound() for row in shortest},
         "sparse_part_speedup": {row.batch: row.speedup("sparse") for row in shortest},
         "sparse_part_byte_bound": {row.batch: row.bound("sparse") for row in shortest},
-        "sparse_part_roofline": {row.batch: row.roofline(bandwidth, rate) for row in shortest},
+        "roofline": {row.batch: row.roofline(bandwidth, rate) for row in shortest},
+        "sparse_part_roofline": {row.batch: row.roofline(bandwidth, rate, "sparse") for row in shortest},
         "flops_per_second": rate,
         "ratio_vs_dense": {row.batch: 1 / row.speedup(of="dense") for row in shortest},
         "form": {row.batch: row.ours for row in shortest},
@@ -124,8 +130,9 @@ def report(rows: list[Row], result: dict[str, Any]) -> None:
     for shape, timed in dict.fromkeys((row.shape, row.timed) for row in rows):
         print(f"{shape}: {timed}")
     print(f"experts at batch 64: {result['best_moe']}, {result['moe_bandwidth_fraction']:.2f} of sequential bandwidth")
-    roofline = ", ".join(f"{batch}: {bound:.2f}" for batch, bound in result["sparse_part_roofline"].items())
-    print(f"sparse part, bytes and arithmetic, by batch: {roofline}")
+    for name, what in (("roofline", "step"), ("sparse_part_roofline", "sparse part")):
+        bounds = ", ".join(f"{batch}: {bound:.2f}" for batch, bound in result[name].items())
+        print(f"{what}, bound of bytes and arithmetic, by batch: {bounds}")
     for line in result["moe_left_out"]:
         print(f"left out: {line}")
     for line in result["skipped"]:

@@ -119,7 +119,7 @@ class GatedShape(Shape):
 WHOLE = Shape("151M", 1024, 16, 2736, 50304, 12, ((2, 4), (5, 7), (8, 10)), 16, 256, 1100, 512)
 LARGER: tuple[Shape, ...] = (
     Shape("680M", 1536, 16, 4096, 50304, 6, ((2, 4),), 35, 384, 1632, 768, whole=(24, 4)),
-    Shape("1.6B", 2048, 16, 5456, 50304, 4, ((1, 3),), 42, 512, 1792, 1024, whole=(32, 6)),
+    Shape("1.6B", 2048, 16, 5456, 50304, 3, ((0, 2),), 42, 512, 1792, 1024, whole=(32, 6)),
     # As many experts as give the mixture the parameters of the memory model.
     GatedShape("227M/1.2B", 768, 12, 2496, 50304, 20, tuple((i, i) for i in range(20)), 32, 192, 360, 192, experts=20),
 )
@@ -185,17 +185,17 @@ def step_bytes(shape: Shape, kind: str, batch: int, kv: int) -> dict[str, float]
     return {part: shape.times(part) * count for part, count in parts.items()}
 
 
-def sparse(parts: dict[str, float]) -> float:
-    """What stands for the FFNs: the FFNs or experts, and the memory."""
-    return parts["ffn"] + parts["memory"]
-
-
-def sparse_flops(shape: Shape, kind: str, batch: int) -> float:
-    """Multiplications and additions of the products in what stands for the FFNs; experts do as many as the FFNs."""
-    spec = _described(shape, kind)
-    ffns = shape.blocks * 3 * shape.hidden * shape.inner
-    memory = sum(_memory_numbers(spec, i) for i in range(len(spec.memory)))
-    return 2 * batch * (shape.times("ffn") * ffns + shape.times("memory") * memory)
+def step_flops(shape: Shape, kind: str, batch: int, kv: int) -> dict[str, float]:
+    """Multiplications and additions of a step's products, by part; experts do as many as the FFNs."""
+    spec, d = _described(shape, kind), shape.hidden
+    numbers = {
+        "projections": shape.blocks * 4 * d**2,
+        "kv": 2 * shape.blocks * kv * d,
+        "ffn": shape.blocks * 3 * d * shape.inner,
+        "memory": sum(_memory_numbers(spec, i) for i in range(len(spec.memory))),
+        "head": shape.vocab * d,
+    }
+    return {part: 2 * batch * shape.times(part) * count for part, count in numbers.items()}
 
 
 def _described(shape: Shape, kind: str) -> ModelSpec:

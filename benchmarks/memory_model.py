@@ -66,13 +66,20 @@ def _task(name: str, tensor: TensorSpec) -> TensorTask:
         item = numpy_dtype(dtype).itemsize
         drawn = np.resize(_BLOCK.view(np.uint16), math.prod(shape) * item // 2)
         if tensor.role == "table":
-            _number_pages(drawn, start * math.prod(tensor.shape[1:]) * item // 2)
+            number_pages(drawn, start * math.prod(tensor.shape[1:]) * item // 2)
         return drawn.view(numpy_dtype(dtype)).reshape(shape)
 
     return TensorTask(name, dtype, tensor.shape, rows, scratch=2 * _BLOCK.nbytes)
 
 
-def _number_pages(halves: np.ndarray[Any, Any], start: int) -> None:
+def distinct_rows(rows: int, width: int) -> np.ndarray[Any, Any]:
+    """[rows, width] of 16 bits, random small bfloat16 numbers, no two pages alike."""
+    drawn = np.resize(_BLOCK.view(np.uint16), rows * width)
+    number_pages(drawn, 0)
+    return drawn.reshape(rows, width)
+
+
+def number_pages(halves: np.ndarray[Any, Any], start: int) -> None:
     """Mark every stretch of 4 KiB with its number, in four small bfloat16 numbers; `start`: the first half's place."""
     first = -(-start // _PAGE)
     whole = halves[first * _PAGE - start :]

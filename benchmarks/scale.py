@@ -33,7 +33,7 @@ if __package__ in (None, ""):
 
 from benchmarks.big import workspace
 from benchmarks.common import interleaved, machine, median, print_json, print_table
-from benchmarks.memory_model import decoder, memory_layer, model, write_source
+from benchmarks.memory_model import decoder, distinct_rows, memory_layer, model, write_source
 from benchmarks.results import save
 from benchmarks.scale_disk import from_disk
 from ultramem_deploy.converters.onnx import export_onnx
@@ -186,7 +186,7 @@ def apart(names: tuple[str, ...], repeats: int, threads: int) -> list[dict[str, 
     """Median milliseconds of one layer's retrieval and of its lookup, for a batch of tokens."""
     torch.set_num_threads(threads)
     hidden, rows = torch.randn(BATCH, 1024).bfloat16(), []
-    table = torch.rand(CUT // (2 * WIDTH), WIDTH, dtype=torch.bfloat16)
+    table = torch.from_numpy(distinct_rows(CUT // (2 * WIDTH), WIDTH)).view(torch.bfloat16)
     for name in names:
         spec = spec_of(SIDES[name])
         layer = MemoryLayer(spec.memory[0], spec).bfloat16()

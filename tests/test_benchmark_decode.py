@@ -20,9 +20,8 @@ from benchmarks.decode_shapes import (
     GatedShape,
     Shape,
     build,
-    sparse,
-    sparse_flops,
     step_bytes,
+    step_flops,
 )
 from benchmarks.decode_steps import PARTS, measure
 
@@ -102,9 +101,10 @@ def test_steps_are_timed_by_part_and_leave_the_cache(arena: Arena) -> None:
 
 @pytest.mark.parametrize(("kv", "bound"), [(64, 5.7), (256, 3.5)])
 def test_byte_bounds_of_151m_at_batch_64(kv: int, bound: float) -> None:
-    moe, ours = (step_bytes(WHOLE, kind, 64, kv) for kind in ("moe", "unfolded"))
-    assert sum(moe.values()) / sum(ours.values()) == pytest.approx(bound, rel=0.02)
-    assert sparse(moe) / sparse(ours) == pytest.approx(13.6, rel=0.02)
+    counts = {kind: step_bytes(WHOLE, kind, 64, kv) for kind in KINDS}
+    row = Row("151M", "", 64, kv, {}, counts, {}, "", 0.0)
+    assert row.bound(kind="unfolded") == pytest.approx(bound, rel=0.02)
+    assert row.bound("sparse", "unfolded") == pytest.approx(13.6, rel=0.02)
 
 
 def test_bytes_of_the_decoder_are_those_of_its_weights(arena: Arena) -> None:
@@ -118,7 +118,11 @@ def test_parts_stand_for_the_whole_model() -> None:
     held, parts = ({k: step_bytes(shape, k, 5, 9) for k in KINDS} for shape in (TINY, PART))
     factors = {"projections": 3, "kv": 3, "ffn": 3, "memory": 4, "head": 1}
     assert parts == {k: {part: factors[part] * n for part, n in counts.items()} for k, counts in held.items()}
-    assert sparse_flops(PART, "dense", 5) == 3 * sparse_flops(TINY, "dense", 5)
+    assert (
+        step_flops(PART, "dense", 5, 9)["ffn"]
+        == 3 * step_flops(TINY, "dense", 5, 9)["ffn"]
+        == 3 * 2 * 5 * 2 * 3 * 64 * 64
+    )
     seconds = dict.fromkeys(PARTS, 1.0)
     assert decode.whole(PART, seconds | {"step": 6.0})["step"] == 3 + 3 + 3 + 4 + 1 + 3
     assert decode.whole(PART, seconds | {"step": 6.0})["sparse"] == 3 + 4
@@ -172,7 +176,8 @@ def test_points_that_do_not_fit_are_named(monkeypatch: pytest.MonkeyPatch) -> No
 def test_where_six_times_is_reached() -> None:
     def row(batch: int, experts: float) -> Row:
         seconds = {kind: {"step": 1.0} for kind in KINDS} | {"moe": {"step": experts}, "folded": {"step": 2.0}}
-        counts = {kind: {"ffn": 1.0, "memory": 0.0} for kind in KINDS} | {"moe": {"ffn": 9.0, "memory": 0.0}}
+        none = dict.fromkeys(PARTS, 0.0)
+        counts = {kind: none | {"ffn": 9.0 if kind == "moe" else 1.0} for kind in KINDS}
         return Row("s", "the whole model", batch, 64, seconds, counts, {}, "p", 1.0)
 
     found = paper_ratio([row(1, 2.0), row(8, 5.0)])
@@ -180,3 +185,12 @@ def test_where_six_times_is_reached() -> None:
     assert found["byte_bound"]["reached"] == {"s, batch 1, KV 64": 9.0, "s, batch 8, KV 64": 9.0}
     assert "measured nowhere, the largest is 5.00 (s, batch 8, KV 64); by bytes alone s, batch 1" in paper_line(found)
     assert paper_ratio([row(64, 6.5)])["measured"]["reached"] == {"s, batch 64, KV 64": 6.5}
+
+
+def test_a_roofline_takes_the_longer_of_bytes_and_products_by_part() -> None:
+    none = dict.fromkeys(PARTS, 0.0)
+    counts = {kind: none | {"ffn": 10.0, "head": 4.0} for kind in KINDS} | {"moe": none | {"ffn": 40.0, "head": 4.0}}
+    flops = {kind: none | {"ffn": 200.0, "head": 2.0} for kind in KINDS}
+    row = Row("s", "", 1, 64, {kind: {"step": 1.0} for kind in KINDS}, counts, flops, "", 1.0)
+    assert row.roofline(bandwidth=1.0, rate=10.0) == (40 + 4) / (20 + 4)
+    assert row.roofline(bandwidth=1.0, rate=10.0, part="sparse") == 40 / 20

@@ -38,9 +38,9 @@ def test_no_two_pages_are_alike(storage: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("start", [0, 1, 2047, 2048, 5000])
 def test_a_page_bears_the_same_number_wherever_its_chunk_starts(start: int) -> None:
     whole = np.zeros(20_000, np.uint16)
-    memory_model._number_pages(whole, 0)
+    memory_model.number_pages(whole, 0)
     part = np.zeros(20_000 - start, np.uint16)
-    memory_model._number_pages(part, start)
+    memory_model.number_pages(part, start)
     first = -(-start // 2048) * 2048
     np.testing.assert_array_equal(part[first - start : 18_432 - start], whole[first:18_432])
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         plan,
         profile,
         quantize,
+        triton_repository,
         upcycle,
         verify,
     )
@@ -57,6 +58,7 @@ _WHERE = {
     "profile": "pipeline",
     "quantize": "pipeline",
     "run": "cookbook.running",
+    "triton_repository": "pipeline",
     "upcycle": "pipeline",
     "verify": "pipeline",
 }
@@ -83,6 +85,7 @@ __all__ = [
     "profile",
     "quantize",
     "run",
+    "triton_repository",
     "upcycle",
     "verify",
 ]

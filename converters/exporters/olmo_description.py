@@ -50,6 +50,11 @@ def official_model(spec: ModelSpec, where: str) -> Official:
         problems += _differences(f"memory.{i}", asdict(layers[i]), asdict(replace(layer, table=names[layer.table])))
     for name, table in spec.tables.items():
         problems += _differences(f"tables.{name}", asdict(tables[names[name]]), asdict(table))
+    problems += [
+        f"tables: rows of {width} numbers, of which {model.group} ranks of vertical parallel cannot hold equal parts"
+        for width in (model.vdim, model.pre_vdim)
+        if width % model.group
+    ]
     if problems:
         raise ConfigError(where, [f"{one}; the layout of olmo-ultramem cannot say that" for one in problems])
     return model

@@ -12,6 +12,7 @@ import torch
 from ultramem_deploy.checkpoint import Checkpoint, Stage, TensorTask, numpy_dtype, source_record
 from ultramem_deploy.checkpoint.carry import carry
 from ultramem_deploy.checkpoint.companions import companion_files
+from ultramem_deploy.checkpoint.files import require_space
 from ultramem_deploy.layout import tensor_layout
 from ultramem_deploy.model import UltraMemModel
 from ultramem_deploy.runtime.tokenizer import Tokenizer
@@ -26,6 +27,7 @@ from .models import changed_tensors, source_model, training_model
 from .options import HealOptions
 from .run import Progress, Run
 from .schedule import with_rates
+from .state import disk_needed
 from .train import Trainer
 
 SAVE_EVERY = 25
@@ -67,6 +69,7 @@ def heal_checkpoint(
     with Stage(out, "heal", records, _settings(options, corpus, kept), overwrite=overwrite, copy=copy) as stage:
         if not stage.up_to_date:
             model = training_model(spec, source, options)
+            _require_room(stage, model, source, options)
             teacher = source_model(distil, options) if distil else None
             trainer = _trainer(model, teacher, corpus, kept, Tokenizer(src), options)
             files = [stage.resume_file(name) for name in (STATE_NAME, BEST_NAME)]
@@ -111,6 +114,15 @@ def _trainer(
         options,
         device,
     )
+
+
+def _require_room(stage: Stage, model: UltraMemModel, source: Checkpoint, options: HealOptions) -> None:
+    """InputError before any training where the disk cannot hold the result and what an interrupted run goes on from."""
+    needed = sum(source.info(name).nbytes for name in changed_tensors(model))
+    needed += disk_needed(model, saved=options.steps > SAVE_EVERY, best=bool(options.patience))
+    files = [stage.resume_file(name) for name in (STATE_NAME, BEST_NAME)]
+    held = sum(file.stat().st_size for file in files if file.is_file())
+    require_space(stage.workdir, needed - held, "the trained tensors and the state of 'heal'")
 
 
 def _write(stage: Stage, model: UltraMemModel, source: Checkpoint) -> None:

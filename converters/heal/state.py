@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ultramem_deploy.errors import InputError
 from ultramem_deploy.model import UltraMemModel
 
 from .models import changed_tensors
@@ -30,6 +32,13 @@ class History:
     def best(self) -> int:
         """Which point of the curve has the lowest perplexity, the first of equals."""
         return min(range(len(self.curve)), key=lambda index: self.curve[index]["perplexity"])
+
+
+def disk_needed(model: UltraMemModel, saved: bool, best: bool) -> int:
+    """Bytes that the state (where it is `saved`) and the `best` weights take, the old ones beside the new."""
+    numbers = sum(tensor.numel() for tensor in changed_tensors(model).values())
+    # float32: the weights and, in the state, AdamW's two moments of each.
+    return 2 * 4 * numbers * (3 * saved + best)
 
 
 def save_weights(path: Path, model: UltraMemModel) -> None:
@@ -74,8 +83,14 @@ def _restore(model: UltraMemModel, tensors: dict[str, torch.Tensor]) -> None:
 
 def _save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
     partial = path.with_suffix(".tmp")
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, str(partial), metadata)
-    partial.replace(path)
+    try:
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, str(partial), metadata)
+        with open(partial, "rb") as stream:
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except (SafetensorError, OSError) as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot be written ({error}): free some space, then run the command again") from None
 
 
 def _load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -12,8 +12,6 @@ from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from ...checkpoint import TensorInfo
 from .weights import external_tensor
 
-DOMAINS = {"ai.ultramem", "com.microsoft"}
-
 
 class Graph:
     """Nodes in execution order. Values are named by strings; `op` returns the name of a node's output."""

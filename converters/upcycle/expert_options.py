@@ -48,6 +48,8 @@ def check_expert_options(spec: ModelSpec, options: ExpertOptions) -> ExpertsSpec
     for name in ("calibration_tokens", "held_out_tokens"):
         if getattr(options, name) < 2:
             raise InputError(f"--{name.replace('_', '-')}: expected at least 2, found {getattr(options, name)}")
+    if options.seed < 0:
+        raise InputError(f"--seed: must not be negative, found {options.seed}")
     return experts
 
 

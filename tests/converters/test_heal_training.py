@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from tests import builders as b
 from tests.conftest import Written
@@ -169,6 +171,29 @@ def test_an_interruption_after_an_early_stop_trains_no_further(
     assert resumed == whole | {"resumed_at_step": len(whole["losses"]) + 1}
 
 
+def test_too_small_a_disk_is_refused_before_any_step(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = sum(a.size for name, a in arrays(model).items() if name.startswith(("memory.", "tables.")))
+    usage = shutil.disk_usage(tmp_path)
+    # float32 weights and two moments, old and new, and the result: the state alone leaves no room for the result.
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2 * 3 * 4 * numbers))
+    with pytest.raises(InputError, match="the trained tensors and the state of 'heal' need .* short"):
+        heal(model, tmp_path / "out", text=text, **(OPTIONS | {"steps": 26}))
+    assert heal(model, tmp_path / "out", text=text, **OPTIONS)["losses"]  # too few steps to save a state
+
+
+def test_a_state_that_cannot_be_written_is_one_line(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("ultramem_deploy.converters.heal.state.save_file", full)
+    with pytest.raises(InputError, match=r"cannot be written \(.*No space left .*: free some space, then run"):
+        heal(model, tmp_path / "out", text=text, patience=1, **OPTIONS)
+
+
 def test_the_curve_is_drawn(model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture = tmp_path / "curve.png"
     for _ in range(2):  # also of a receipt that was recorded
@@ -177,6 +202,8 @@ def test_the_curve_is_drawn(model: Path, text: Path, tmp_path: Path, monkeypatch
         picture.unlink()
     with pytest.raises(InputError, match="--plot: .*no such directory"):
         heal(model, tmp_path / "other", text=text, plot=tmp_path / "nowhere" / "curve.png", **OPTIONS)
+    with pytest.raises(InputError, match="--plot: .*is a directory"):
+        heal(model, tmp_path / "other", text=text, plot=tmp_path, **OPTIONS)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"--plot: needs matplotlib: pip install 'ultramem-deploy\[plot\]'"):
         heal(model, tmp_path / "other", text=text, plot=picture, **OPTIONS)

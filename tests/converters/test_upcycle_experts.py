@@ -204,6 +204,8 @@ def test_refusals(tmp_path: Path) -> None:
         upcycle(mixture, tmp_path / "out", method="experts", active=2.0)
     with pytest.raises(InputError, match="leaves 2 neurons a token, fewer than the 6 experts; expected at least 0.3"):
         upcycle(mixture, tmp_path / "out", method="experts", active=0.1)
+    with pytest.raises(InputError, match="--seed: must not be negative, found -1"):
+        upcycle(mixture, tmp_path / "out", method="experts", columns="random", seed=-1)
     with pytest.raises(InputError, match="tokenizer.json is missing: text cannot be read"):
         upcycle(mixture, tmp_path / "out", method="experts", active=0.5)
     gelu = b.write_checkpoint(tmp_path / "gelu", ModelSpec(replace(CASES["softmax"], activation="gelu")))

@@ -24,6 +24,7 @@ import onnxruntime as ort
 import pytest
 
 from tests import builders
+from ultramem_deploy import triton_repository
 from ultramem_deploy.converters.bundle import make_triton
 from ultramem_deploy.converters.onnx import export_onnx
 from ultramem_deploy.errors import InputError
@@ -50,7 +51,7 @@ def test_layout(tmp_path: Path) -> None:
     ]  # fmt: skip
     shard = "model-memory.safetensors"
     assert (models / "ultramem/1" / shard).stat().st_ino == (tmp_path / "onnx" / shard).stat().st_ino
-    assert make_triton(tmp_path / "onnx", models)["up_to_date"]
+    assert triton_repository(tmp_path / "onnx", models)["up_to_date"]
     plain = (repository(tmp_path / "plain", builders.PLAIN) / "ultramem/config.pbtxt").read_text()
     assert "op_library_filename" not in plain
 

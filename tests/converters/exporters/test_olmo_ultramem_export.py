@@ -56,6 +56,17 @@ def test_a_padding_value_of_vertical_parallel_comes_back_as_ranks(tmp_path: Path
     assert (written["vertical_parallel"], written["mem_parallel_size"]) == (True, 2)
 
 
+def test_rows_that_ranks_cannot_share_are_refused(tmp_path: Path) -> None:
+    """Else the last column of the pre-values would be lost."""
+    changes = {"mem_type": "ultramem_v2", "mem_q_for_each_tucker_rank": True, "mem_knum": 3, "mem_key_expand_time": 2}
+    parallel = {"vertical_parallel": True, "mem_parallel_size": 2, "mem_share_ratio": 0.95, "mem_value_expand_time": 4}
+    spec = spec_of(tmp_path, **changes, **parallel)
+    assert spec.memory[0].empty_slot is not None and official_model(spec, "config.json").group == 2
+    odd = {name: replace(table, pre_value_width=7) for name, table in spec.tables.items()}
+    with pytest.raises(ConfigError, match="rows of 7 numbers, of which 2 ranks of vertical parallel cannot hold"):
+        official_model(replace(spec, tables=odd), "config.json")
+
+
 def test_a_second_export_has_nothing_to_do_and_dead_rows_are_reported(tmp_path: Path) -> None:
     config = make_config(mem_type="ultramem_v2", mem_q_for_each_tucker_rank=True)
     import_checkpoint(write_official(tmp_path / "source", config), tmp_path / "one")
