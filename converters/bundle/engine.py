@@ -45,17 +45,9 @@ def bundle_engine(
 ) -> dict[str, Any]:
     """Bundle NAME.engine, with NAME.engine.json and NAME.model/ beside it, into `out`; returns the stage's receipt.
 
-    with_plugins: put this platform's plugin library inside where the engine calls it. Raises InputError for what
-    `build` did not make, or what is no longer what it made.
+    with_plugins: put this platform's plugin library inside where the engine calls it. Raises InputError as `opened`.
     """
-    if engine.suffix != SUFFIX or not engine.is_file():
-        raise InputError(
-            f"{engine}: no TensorRT engine: first run `ultramem-deploy build {engine} NAME.engine --backend "
-            "tensorrt-rtx` (or tensorrt), then bundle NAME.engine"
-        )
-    held = read_manifest(engine)
-    check_engine(engine, held)
-    directory = check_model(engine, held)
+    held, directory = opened(engine)
     library = tensorrt_library() if with_plugins and held.plugin and not held.plugin.embedded else None
     options = {"engine": held.engine["sha256"], "plugin": sha256_file(library) if library else None}
     record = source_record(directory)
@@ -67,6 +59,21 @@ def bundle_engine(
             document = _describe(stage, directory, held, {n: str(e["sha256"]) for n, e in record.files.items()})
             stage.receipt |= receipt(document, stage)
     return stage.receipt | {"up_to_date": stage.up_to_date} | stage.notes
+
+
+def opened(engine: Path) -> tuple[Manifest, Path]:
+    """An engine's manifest and its model directory.
+
+    Raises InputError for what `build` did not make, or what is no longer what it made.
+    """
+    if engine.suffix != SUFFIX or not engine.is_file():
+        raise InputError(
+            f"{engine}: no TensorRT engine: first run `ultramem-deploy build {engine} NAME.engine --backend "
+            "tensorrt-rtx` (or tensorrt), then bundle NAME.engine"
+        )
+    held = read_manifest(engine)
+    check_engine(engine, held)
+    return held, check_model(engine, held)
 
 
 def _link(stage: Stage, engine: Path, directory: Path, held: Manifest) -> None:

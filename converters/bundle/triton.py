@@ -1,4 +1,4 @@
-"""An exported model as a model repository of Triton Inference Server, for its onnxruntime or its Python backend."""
+"""An exported model as a model repository of Triton Inference Server, for one of the backends that run it."""
 
 from __future__ import annotations
 
@@ -12,23 +12,17 @@ import onnx
 from ...checkpoint import Stage, source_record
 from ...checkpoint.files import sha256_file
 from ...errors import InputError
+from ...runtime.engine_manifest import SUFFIX
 from ...runtime.ort_model import MODEL_FILE, check_description, uses_memory
 from ...runtime.plugins import ORT_LIBRARY, ort_library
 from ...spec import ModelSpec
+from . import triton_engine
 from .stage import exported, weight_files
+from .triton_config import CONFIG, NAME, VERSION_FOLDER, Port, configuration
 
-NAME = "ultramem"
-BACKENDS = ("onnxruntime", "python")
-VERSION_FOLDER = "1"
+BACKENDS = ("onnxruntime", "python", triton_engine.BACKEND)
 MAX_BATCH = 8
-# How long a request may wait for others of its shape.
-QUEUE_MICROSECONDS = 500
 _PYTHON_MODEL = Path(__file__).with_name("triton_model.py")
-_TYPES: dict[int, str] = {
-    onnx.TensorProto.FLOAT: "TYPE_FP32",
-    onnx.TensorProto.FLOAT16: "TYPE_FP16",
-    onnx.TensorProto.INT64: "TYPE_INT64",
-}
 
 Progress = Callable[[int, int, str], None]
 
@@ -44,13 +38,17 @@ def make_triton(
 ) -> dict[str, Any]:
     """Write the model repository `out` for the exported model `src`; returns the stage's receipt.
 
-    `backend` "python" adds a model.py that runs the graph where the server lacks the onnxruntime backend. The caches
-    are inputs and outputs, so that requests stay independent of one another and are batched as they come.
-    Raises InputError for a directory that `export` did not make, or an unknown backend.
+    `backend` "python" adds a model.py that runs the graph where the server lacks the onnxruntime backend; of "tensorrt"
+    `src` is an engine. The caches are inputs and outputs, so that requests stay independent of one another and are
+    batched as they come. Raises InputError for what `export` or `build` did not make, or an unknown backend.
     """
     if backend not in BACKENDS:
         raise InputError(f"backend: expected one of {', '.join(BACKENDS)}, found {backend!r}")
     src, out = Path(src), Path(out)
+    if backend == triton_engine.BACKEND:
+        return triton_engine.engine_repository(src, out, overwrite=overwrite, copy=copy, progress=progress)
+    if src.suffix == SUFFIX and src.is_file():
+        raise InputError(f"{src}: an engine, which the {backend} backend does not run: add --triton-backend tensorrt")
     model = exported(src)
     check_description(src, model, ModelSpec.load(src))
     library = ort_library() if uses_memory(model) else None
@@ -73,27 +71,18 @@ def _write(stage: Stage, src: Path, model: onnx.ModelProto, library: Path | None
     if backend == "python":
         stage.write_text(f"{folder}/model.py", _PYTHON_MODEL.read_text(encoding="utf-8"))
     named = library is not None and backend == "onnxruntime"
-    stage.write_text(f"{NAME}/config.pbtxt", model_config(model, plugin=named, backend=backend))
+    stage.write_text(CONFIG, model_config(model, plugin=named, backend=backend))
 
 
 def model_config(model: onnx.ModelProto, *, plugin: bool, backend: str = "onnxruntime") -> str:
     """config.pbtxt of a graph whose inputs and outputs all have the batch as their first axis."""
-    parts = [f'name: "{NAME}"', f'backend: "{backend}"', f"max_batch_size: {MAX_BATCH}"]
-    parts += [_port("input", value) for value in model.graph.input]
-    parts += [_port("output", value) for value in model.graph.output]
-    parts.append(f"dynamic_batching {{ max_queue_delay_microseconds: {QUEUE_MICROSECONDS} }}")
-    parts.append("instance_group [ { kind: KIND_CPU } ]")
-    if plugin:
-        # The server hands the name to the loader as it is: its folder must be on LD_LIBRARY_PATH.
-        parts.append(f'model_operations {{ op_library_filename: "{ORT_LIBRARY}" }}')
-    return "\n".join(parts) + "\n"
+    # The server hands the name to the loader as it is: its folder must be on LD_LIBRARY_PATH.
+    library = [f'model_operations {{ op_library_filename: "{ORT_LIBRARY}" }}'] if plugin else []
+    inputs, outputs = map(_port, model.graph.input), map(_port, model.graph.output)
+    return configuration(backend, inputs, outputs, max_batch=MAX_BATCH, device="KIND_CPU", more=library)
 
 
-def _port(kind: str, value: onnx.ValueInfoProto) -> str:
+def _port(value: onnx.ValueInfoProto) -> Port:
     tensor: Any = value.type.tensor_type
-    if tensor.elem_type not in _TYPES:
-        raise InputError(f"{value.name}: element type {tensor.elem_type} has no place in a Triton configuration")
-    # Triton counts the batch by itself.
-    sizes = [size.dim_value if size.HasField("dim_value") else -1 for size in tensor.shape.dim][1:]
-    dims = ", ".join(map(str, sizes))
-    return f'{kind} {{ name: "{value.name}" data_type: {_TYPES[tensor.elem_type]} dims: [ {dims} ] }}'
+    sizes = [size.dim_value if size.HasField("dim_value") else -1 for size in tensor.shape.dim]
+    return Port(value.name, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name, sizes[1:])

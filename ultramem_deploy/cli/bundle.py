@@ -21,8 +21,9 @@ from .output import counted, print_json, progress_bar, run_stage, size
 @click.option("--check", "checked", type=EXISTING, metavar="DIR", help="Verify a bundle's hashes and versions instead.")
 @click.option("--triton", "triton", type=click.Path(path_type=Path), metavar="OUT",
               help="Write a Triton Inference Server model repository to OUT instead.")  # fmt: skip
-@click.option("--triton-backend", type=click.Choice(["onnxruntime", "python"]), default="onnxruntime",
-              show_default=True, help="Which of the server's backends runs the model.")  # fmt: skip
+@click.option("--triton-backend", type=click.Choice(["onnxruntime", "python", "tensorrt"]),
+              default="onnxruntime", show_default=True,
+              help="Which of the server's backends runs the model; of tensorrt SRC is an engine.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace an output that this tool made otherwise.")
 @click.option("--copy", is_flag=True, help="Copy the weights instead of hard-linking them.")
 @quiet_option
@@ -90,7 +91,7 @@ def _triton(common: StageOptions, backend: str) -> None:
         lambda result: [
             f"model {result['model']} for the {result['backend']} backend, docs/cpp.md says how to serve it"
         ],
-        "bundle {src} {beside} --with-plugins",
+        "bundle {src} {beside} --with-plugins" + (" --runtime tensorrt" if backend == "tensorrt" else ""),
     )
 
 

@@ -100,7 +100,7 @@ def triton_repository(
     copy: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Exported model -> model repository of Triton Inference Server; see `converters.bundle.make_triton`."""
+    """Exported model, or engine -> model repository of Triton Inference Server; see `converters.bundle.make_triton`."""
     from ..converters.bundle import make_triton
 
     return make_triton(Path(src), Path(out), backend=backend, overwrite=overwrite, copy=copy, progress=progress)

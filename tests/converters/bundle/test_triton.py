@@ -84,7 +84,7 @@ def test_refusals(tmp_path: Path) -> None:
     checkpoint = builders.write_checkpoint(tmp_path / "checkpoint", builders.PLAIN)
     with pytest.raises(InputError, match="a checkpoint, not an export"):
         make_triton(checkpoint, tmp_path / "models")
-    with pytest.raises(InputError, match="backend: expected one of onnxruntime, python, found 'torch'"):
+    with pytest.raises(InputError, match="backend: expected one of onnxruntime, python, tensorrt, found 'torch'"):
         make_triton(checkpoint, tmp_path / "models", backend="torch")
 
 
