@@ -21,7 +21,8 @@ from .output import print_json
     "--tables",
     type=click.Choice(MODES),
     help="Where tables lie: one copy on huge pages, or the mapped files (for tables larger than memory). Default: "
-    "$ULTRAMEM_TABLES, else auto: resident where the copy takes at most half of the available memory.",
+    "$ULTRAMEM_TABLES, else auto: resident where the copy takes at most half of the available memory. Engines put "
+    "theirs on the GPU.",
 )
 @quiet_option
 @json_option
