@@ -39,7 +39,8 @@ from ultramem_deploy.model.ffn import GatedMLP
 from ultramem_deploy.model.packing import PackedLinear, pack
 from ultramem_deploy.planning.machine import total_memory
 
-GRID = [(batch, kv) for batch in (1, 8, 64, 512) for kv in (64, 256, 2048)]
+# Between 8 and 64 arithmetic begins to limit the memory models and bytes still limit the mixture: short caches alone.
+GRID = [(b, kv) for b in (1, 8, 16, 32, 64, 512) for kv in (64, 256, 2048) if kv == 64 or b not in (16, 32)]
 QUICK = [(1, 64), (8, 64), (64, 64)]
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
@@ -50,14 +51,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="151M, batches 1, 8 and 64, KV 64")
     parser.add_argument("--json", action="store_true", help="print the JSON line alone")
     options = parser.parse_args()
-    bandwidth, rate = read_bandwidth(), product_rate()
+    rate = product_rate()
     rows: list[Row] = []
     skipped: list[str] = []
     for shape in (WHOLE,) if options.quick else (WHOLE, *LARGER):
         points, left = fitting(shape, QUICK if options.quick else GRID)
         skipped += left
         rows += run(shape, points, 3.0 if options.quick else 5.0)
-    result = summary(rows, bandwidth, rate) | {"machine": machine(), "skipped": skipped}
+    result = summary(rows, rate) | {"machine": machine(), "skipped": skipped}
     if not options.json:
         report(rows, result)
     if not options.quick:
@@ -117,13 +118,15 @@ def measured(shape: Shape, models: dict[str, UltraMemModel], batch: int, kv: int
     layers = [block.mlp for block in models["moe"].model.layers]
     for layer in layers:
         layer.reached = 0
+    before = read_bandwidth()
     held, steps = measure(models, batch, kv, budget)
+    bandwidth = (before + read_bandwidth()) / 2
     reached = sum(layer.reached for layer in layers) / steps
     rate = reached * shape.expert_numbers * ITEM / held["moe"]["ffn"]
     seconds = {kind: whole(shape, parts) for kind, parts in held.items()}
     counted = {kind: step_bytes(shape, kind, batch, kv) for kind in KINDS}
     flops = {kind: step_flops(shape, kind, batch, kv) for kind in KINDS}
-    return Row(shape.name, shape.held, batch, kv, seconds, counted, flops, product, rate)
+    return Row(shape.name, shape.held, batch, kv, seconds, counted, flops, product, rate, bandwidth)
 
 
 def whole(shape: Shape, held: dict[str, float]) -> dict[str, float]:

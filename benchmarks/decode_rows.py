@@ -19,7 +19,8 @@ PAPER = 6.0
 class Row:
     """One shape, batch and KV length: seconds (medians), bytes and flops of each model by part.
 
-    `timed` says which layers the seconds are of; they, bytes and flops stand for the whole model.
+    `timed` says which layers the seconds are of; they, bytes and flops stand for the whole model. `bandwidth` is of
+    a sequential read, the mean of just before and just after: on shared machines it changes by half within minutes.
     """
 
     shape: str
@@ -31,6 +32,7 @@ class Row:
     flops: dict[str, dict[str, float]]
     moe_product: str
     moe_expert_bytes_per_second: float
+    bandwidth: float
 
     @property
     def ours(self) -> str:
@@ -49,10 +51,10 @@ class Row:
         experts, own = (sum(self.bytes[k][p] for p in _parts(part)) for k in ("moe", kind or self.ours))
         return experts / own
 
-    def roofline(self, bandwidth: float, rate: float, part: str = "step") -> float:
+    def roofline(self, rate: float, part: str = "step") -> float:
         """The ratio where each part of a model takes the longer of reading its bytes and of its arithmetic."""
         experts, own = (
-            sum(max(self.bytes[k][p] / bandwidth, self.flops[k][p] / rate) for p in _parts(part))
+            sum(max(self.bytes[k][p] / self.bandwidth, self.flops[k][p] / rate) for p in _parts(part))
             for k in ("moe", self.ours)
         )
         return experts / own
@@ -70,7 +72,7 @@ def _parts(part: str) -> tuple[str, ...]:
     return ("ffn", "memory") if part == "sparse" else ("projections", "kv", "ffn", "memory", "head")
 
 
-def summary(rows: list[Row], bandwidth: float, rate: float) -> dict[str, Any]:
+def summary(rows: list[Row], rate: float) -> dict[str, Any]:
     """By batch, at the shortest KV length of the first shape: the faster of our forms against mixture and dense."""
     kv = min(row.kv for row in rows)
     shortest = [row for row in rows if row.kv == kv and row.shape == rows[0].shape]
@@ -80,16 +82,16 @@ def summary(rows: list[Row], bandwidth: float, rate: float) -> dict[str, Any]:
         "byte_bound": {row.batch: row.bound() for row in shortest},
         "sparse_part_speedup": {row.batch: row.speedup("sparse") for row in shortest},
         "sparse_part_byte_bound": {row.batch: row.bound("sparse") for row in shortest},
-        "roofline": {row.batch: row.roofline(bandwidth, rate) for row in shortest},
-        "sparse_part_roofline": {row.batch: row.roofline(bandwidth, rate, "sparse") for row in shortest},
+        "roofline": {row.batch: row.roofline(rate) for row in shortest},
+        "sparse_part_roofline": {row.batch: row.roofline(rate, "sparse") for row in shortest},
         "flops_per_second": rate,
         "ratio_vs_dense": {row.batch: 1 / row.speedup(of="dense") for row in shortest},
         "form": {row.batch: row.ours for row in shortest},
         "best_moe": at.moe_product,
         "best_moe_by_batch": {row.batch: row.moe_product for row in shortest},
         "moe_left_out": LEFT_OUT,
-        "moe_bandwidth_fraction": at.moe_expert_bytes_per_second / bandwidth,
-        "sequential_bytes_per_second": bandwidth,
+        "moe_bandwidth_fraction": at.moe_expert_bytes_per_second / at.bandwidth,
+        "sequential_bytes_per_second": at.bandwidth,
         "paper_ratio": paper_ratio(rows),
     }
 

@@ -102,7 +102,7 @@ def test_steps_are_timed_by_part_and_leave_the_cache(arena: Arena) -> None:
 @pytest.mark.parametrize(("kv", "bound"), [(64, 5.7), (256, 3.5)])
 def test_byte_bounds_of_151m_at_batch_64(kv: int, bound: float) -> None:
     counts = {kind: step_bytes(WHOLE, kind, 64, kv) for kind in KINDS}
-    row = Row("151M", "", 64, kv, {}, counts, {}, "", 0.0)
+    row = Row("151M", "", 64, kv, {}, counts, {}, "", 0.0, 1.0)
     assert row.bound(kind="unfolded") == pytest.approx(bound, rel=0.02)
     assert row.bound("sparse", "unfolded") == pytest.approx(13.6, rel=0.02)
 
@@ -178,7 +178,7 @@ def test_where_six_times_is_reached() -> None:
         seconds = {kind: {"step": 1.0} for kind in KINDS} | {"moe": {"step": experts}, "folded": {"step": 2.0}}
         none = dict.fromkeys(PARTS, 0.0)
         counts = {kind: none | {"ffn": 9.0 if kind == "moe" else 1.0} for kind in KINDS}
-        return Row("s", "the whole model", batch, 64, seconds, counts, {}, "p", 1.0)
+        return Row("s", "the whole model", batch, 64, seconds, counts, {}, "p", 1.0, 1.0)
 
     found = paper_ratio([row(1, 2.0), row(8, 5.0)])
     assert found["measured"] == {"reached": {}, "largest": 5.0, "largest_at": "s, batch 8, KV 64"}
@@ -191,6 +191,6 @@ def test_a_roofline_takes_the_longer_of_bytes_and_products_by_part() -> None:
     none = dict.fromkeys(PARTS, 0.0)
     counts = {kind: none | {"ffn": 10.0, "head": 4.0} for kind in KINDS} | {"moe": none | {"ffn": 40.0, "head": 4.0}}
     flops = {kind: none | {"ffn": 200.0, "head": 2.0} for kind in KINDS}
-    row = Row("s", "", 1, 64, {kind: {"step": 1.0} for kind in KINDS}, counts, flops, "", 1.0)
-    assert row.roofline(bandwidth=1.0, rate=10.0) == (40 + 4) / (20 + 4)
-    assert row.roofline(bandwidth=1.0, rate=10.0, part="sparse") == 40 / 20
+    row = Row("s", "", 1, 64, {kind: {"step": 1.0} for kind in KINDS}, counts, flops, "", 1.0, 1.0)
+    assert row.roofline(rate=10.0) == (40 + 4) / (20 + 4)
+    assert row.roofline(rate=10.0, part="sparse") == 40 / 20
