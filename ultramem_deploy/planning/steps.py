@@ -24,14 +24,14 @@ class StepRates:
 def step_seconds(layer: MemoryLayerSpec, spec: ModelSpec, items: ItemBytes, batch: float, rates: StepRates) -> float:
     """Seconds of looking up `batch` tokens' K rows and, where it is not folded away, of multiplying by W_o.
 
-    A product takes the longer of reading its weights once and of multiplying them.
+    A product reads its weights once, then multiplies: at the batches where folds cross, the two hardly overlap
+    (benchmarks/NOTES.md).
     """
     read = batch * layer.taken * row_bytes(spec.tables[layer.table], items)
     numbers = projection_numbers(layer, spec)
-    product = max(
-        numbers * items.output / rates.linear_bytes_per_second, 2 * batch * numbers / rates.linear_flops_per_second
-    )
-    return rates.lookup_fixed_seconds + read / rates.lookup_bytes_per_second + product
+    weights = numbers * items.output / rates.linear_bytes_per_second
+    multiplied = 2 * batch * numbers / rates.linear_flops_per_second
+    return rates.lookup_fixed_seconds + read / rates.lookup_bytes_per_second + weights + multiplied
 
 
 def crossover(unfolded: Side, expanded: Side, index: int, rates: StepRates) -> float | None:
