@@ -212,12 +212,12 @@ def calibrate(directory: Path, spec: ModelSpec, threads: int, repeats: int) -> S
             found += interleaved({"y": lambda: product.run(None, {"x": x})}, 1)["y"]
         return median(found)
 
-    one, all_ = seconds(1), seconds(256)
-    row, token = (many - few) / 255, (all_ - one) / 255
+    first, last = seconds(1), seconds(256)
+    row, token = (many - few) / 255, (last - first) / 255
     return StepRates(
         lookup_bytes_per_second=read / row,
         lookup_fixed_seconds=max(0.0, few - row),
-        linear_bytes_per_second=4 * inner**2 / (one - token),
+        linear_bytes_per_second=4 * inner**2 / (first - token),
         linear_flops_per_second=2 * inner**2 / token,
     )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from hypothesis import settings
 
 from tests import builders
+from ultramem_deploy.checkpoint import Stage, TensorTask
 from ultramem_deploy.spec import ModelSpec
 
 # A shared machine stalls at times: a deadline would make the property tests fail by chance.
@@ -24,6 +26,21 @@ settings.load_profile("shared")
 torch.set_num_threads(1)
 
 Written = Callable[..., Path]
+
+
+@contextmanager
+def interrupted_before(group: str) -> Iterator[None]:
+    """What runs here is interrupted as its stage comes to this group of tensors; raises where it is not."""
+    write = Stage.write_tensors
+
+    def stopped(stage: Stage, at: str, tasks: list[TensorTask]) -> None:
+        if at == group:
+            raise KeyboardInterrupt
+        write(stage, at, tasks)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Stage, "write_tensors", stopped)
+        yield
 
 
 @pytest.fixture

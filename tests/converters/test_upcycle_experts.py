@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from tests import builders as b
+from tests.conftest import interrupted_before
 from ultramem_deploy import upcycle
-from ultramem_deploy.checkpoint import Checkpoint, Stage, TensorTask
+from ultramem_deploy.checkpoint import Checkpoint
 from ultramem_deploy.converters.onnx import export_onnx
 from ultramem_deploy.converters.upcycle import expert_stage
 from ultramem_deploy.converters.upcycle.expert_columns import (
@@ -178,15 +179,7 @@ def test_a_run_that_goes_on_keeps_the_columns_it_began_with(tmp_path: Path, monk
     text = b.write_text(tmp_path / "text.txt", 400)
     sizes = {"active": 0.5, "calibration_tokens": 512, "held_out_tokens": 128}
     whole = upcycle(source, tmp_path / "whole", method="experts", text=text, **sizes)
-    write = Stage.write_tensors
-
-    def killed(stage: Stage, group: str, tasks: list[TensorTask]) -> None:
-        if group == "tables":
-            raise KeyboardInterrupt
-        write(stage, group, tasks)
-
-    with monkeypatch.context() as first, pytest.raises(KeyboardInterrupt):
-        first.setattr(Stage, "write_tensors", killed)
+    with interrupted_before("tables"):
         upcycle(source, tmp_path / "out", method="experts", text=text, **sizes)
     monkeypatch.setattr(expert_stage, "fitted_columns", lambda *_: random_columns(6, 10, 32, 0))
     again = upcycle(source, tmp_path / "out", method="experts", text=text, **sizes)

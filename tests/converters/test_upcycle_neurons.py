@@ -12,8 +12,8 @@ import torch
 from click.testing import CliRunner
 
 from tests import builders as b
-from tests.conftest import Written
-from ultramem_deploy.checkpoint import Checkpoint, Stage, TensorTask, read_provenance
+from tests.conftest import Written, interrupted_before
+from ultramem_deploy.checkpoint import Checkpoint, read_provenance
 from ultramem_deploy.cli import main
 from ultramem_deploy.converters.upcycle import neuron_stage, selection
 from ultramem_deploy.converters.upcycle.baselines import balanced_clusters, oracle, selective
@@ -143,15 +143,7 @@ def test_a_run_that_goes_on_keeps_what_it_fitted(
 ) -> None:
     """Fitted again, and as another number of threads may do otherwise, values would not belong to the keys written."""
     whole = made(dense, tmp_path / "whole", text, spread="error", shared=0.25)
-    write = Stage.write_tensors
-
-    def killed(stage: Stage, group: str, tasks: list[TensorTask]) -> None:
-        if group == "tables":
-            raise KeyboardInterrupt
-        write(stage, group, tasks)
-
-    with monkeypatch.context() as first, pytest.raises(KeyboardInterrupt):
-        first.setattr(Stage, "write_tensors", killed)
+    with interrupted_before("tables"):
         made(dense, tmp_path / "out", text, spread="error", shared=0.25)
     monkeypatch.setattr(neuron_stage, "block_curves", None)
     again = made(dense, tmp_path / "out", text, spread="error", shared=0.25)

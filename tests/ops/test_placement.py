@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -119,28 +119,16 @@ def pages_in_memory(table: torch.Tensor) -> np.ndarray:
     return np.frombuffer(found, np.uint8) % 2 == 1
 
 
-def test_rows_are_read_ahead_and_others_are_not(evicted: torch.Tensor) -> None:
+@pytest.mark.parametrize("ask", [native.read_ahead, native.ask_ahead])
+def test_rows_are_asked_for_and_others_are_not(
+    evicted: torch.Tensor, ask: Callable[[torch.Tensor, torch.Tensor], None]
+) -> None:
     if pages_in_memory(evicted).any():
         pytest.skip("this filesystem keeps files in memory")
     rows = torch.arange(0, ROWS, 100)
-    native.read_ahead(evicted, rows)
+    ask(evicted, rows)
     first = evicted.data_ptr() // PAGE
     wanted_pages = [(evicted[row].data_ptr() + byte) // PAGE - first for row in rows for byte in (0, 4 * WIDTH - 1)]
-    deadline = time.monotonic() + 20
-    while not pages_in_memory(evicted)[wanted_pages].all() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    found = pages_in_memory(evicted)
-    assert found[wanted_pages].all()
-    assert found.sum() < len(found) / 2
-
-
-def test_rows_are_asked_for_from_a_thread(evicted: torch.Tensor) -> None:
-    if pages_in_memory(evicted).any():
-        pytest.skip("this filesystem keeps files in memory")
-    rows = torch.arange(0, ROWS, 100)
-    native.ask_ahead(evicted, rows)
-    first = evicted.data_ptr() // PAGE
-    wanted_pages = [(evicted[row].data_ptr()) // PAGE - first for row in rows]
     deadline = time.monotonic() + 20
     while not pages_in_memory(evicted)[wanted_pages].all() and time.monotonic() < deadline:
         time.sleep(0.01)
