@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from ultramem_deploy.option_problems import Problem, below, unknown_choices
+
 LAYOUTS = ("v1", "v2")
+CORES = 2
+PATHS = "read:write/read:write/… of increasing, non-overlapping blocks"
 
 
 @dataclass(frozen=True)
@@ -33,3 +39,30 @@ class IdentityOptions:
     compute_budget: float = field(
         default=0.0, metadata={"help": "Multiplications added, as a share of the model's: chooses --top-m."}
     )
+
+    def problems(self) -> Iterator[Problem]:
+        """What no model can be given."""
+        yield from unknown_choices(self)
+        yield from below(self, 1, "must be positive", "knum", "key_width", "value_width", "top_m", "heads", "blocks")
+        yield from below(self, 0, "must not be negative", "seed")
+        if self.value_width % CORES:
+            yield "value_width", f"must be a multiple of the {CORES} cores, found {self.value_width}"
+        for name in ("sparse_parameters", "compute_budget"):
+            if not 0 <= getattr(self, name) < math.inf:
+                yield name, f"expected a positive number, found {getattr(self, name)}"
+        if self.paths != "auto" and path_pairs(self.paths) is None:
+            yield "paths", f"expected {PATHS}, found {self.paths!r}"
+
+
+def path_pairs(paths: str) -> list[tuple[int, int]] | None:
+    """Block pairs of "a:b/c:d"; None where they are malformed, or not increasing."""
+    try:
+        pairs = [(int(a), int(b)) for a, b in (part.split(":") for part in paths.split("/"))]
+    except ValueError:
+        return None
+    last = -1
+    for read, write in pairs:
+        if not last < read <= write:
+            return None
+        last = write
+    return pairs

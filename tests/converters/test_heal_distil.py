@@ -152,7 +152,7 @@ def test_spans_join_paths_that_overlap() -> None:
 
 def test_refusals(dense: Path, halved: Path, text: Path, written: Written, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(InputError, match=r"--loss kl: needs the model to compare with: give it by --distill"):
+    with pytest.raises(InputError, match=r"--loss: kl needs the model to compare with: give it by --distill"):
         heal(halved, out, text=text, loss="kl")
     with pytest.raises(InputError, match=r"--retain: needs the model to compare with"):
         heal(halved, out, text=text, retain=text)

@@ -170,6 +170,20 @@ def test_the_command_prints_a_table_or_json(recipe: Path, tmp_path: Path) -> Non
     assert told["recipe"] == "mine" and len(told["stages"]) == 4 and told["stages"][0]["up_to_date"]
 
 
+def test_what_cannot_work_is_told_before_the_first_stage(recipe: Path, tmp_path: Path) -> None:
+    model = builders.write_checkpoint(tmp_path / "model", builders.V1, tokenizer=True)
+    gone = tmp_path / "gone.txt"
+    for setting, said in {
+        "verify-2.kl=-1.0": "verify-2.kl: expected 0 or more, found -1.0: nothing could pass",
+        f"verify-2.text={gone}": f"verify-2.text: {gone}: no such file",
+        "fold-2.batch=[0]": "fold-2.batch: only --mode auto",
+    }.items():
+        result = CliRunner().invoke(main, ["run", str(recipe), str(model), str(tmp_path / "out"), "--set", setting])
+        assert result.exit_code == 2 and result.stderr.count("\n") == 1
+        assert f"{recipe}: " in result.stderr and said in result.stderr
+        assert not (tmp_path / "out").exists()
+
+
 def test_recipes_compute_what_the_verbs_compute(recipe: Path, tmp_path: Path) -> None:
     model = builders.write_checkpoint(tmp_path / "model", builders.V1, tokenizer=True)
     result = um.run(recipe, model, tmp_path / "out")
