@@ -126,7 +126,7 @@ class _Kitchen:
         if known.get("made_of") == made_of:
             return record, {**known["receipt"], "up_to_date": True}
         receipt = pipeline.verify(reference, self.line[-1], progress=progress, **options)
-        write_atomic(record, pretty_json({"made_of": made_of, "receipt": receipt}))
+        write_atomic(record, pretty_json({"made_of": made_of, "receipt": receipt, "sha256": fingerprint(receipt)}))
         return record, receipt
 
     def _compared(self, reference: Path, options: Mapping[str, Any]) -> str:
@@ -138,12 +138,14 @@ class _Kitchen:
 
 
 def _record(file: Path) -> dict[str, Any]:
-    """What a verification left; nothing where it is not there or not whole."""
+    """What a verification left; nothing where it is not there, not whole, or was edited."""
     try:
         known = json.loads(file.read_bytes())
     except (OSError, ValueError):
         return {}
-    return known if isinstance(known, dict) and isinstance(known.get("receipt"), dict) else {}
+    if not isinstance(known, dict) or not isinstance(known.get("receipt"), dict):
+        return {}
+    return known if known.get("sha256") == fingerprint(known["receipt"]) else {}
 
 
 def _bytes(path: Path) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,7 +125,11 @@ def heal(
 
 @contextmanager
 def _canonical(model: Path | None, beside: Path) -> Iterator[Path | None]:
-    """`model` as a canonical checkpoint: itself, or converted into a folder that lasts as long as the context."""
+    """`model` as a canonical checkpoint: itself, or converted into a hidden folder that lasts as long as the context.
+
+    What a killed run left of that folder is taken up.
+    """
+    from ..checkpoint.partial import Partial
     from ..spec import MODEL_TYPE, read_json
 
     if model is None:
@@ -136,12 +139,15 @@ def _canonical(model: Path | None, beside: Path) -> Iterator[Path | None]:
     if config.is_file() and read_json(config).get("model_type") == MODEL_TYPE:
         yield model
         return
-    parent = beside.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{beside.name}-", dir=parent) as folder:
-        target = Path(folder) / model.name
-        convert(model, target)
+    out = beside.resolve()
+    folder = Partial(out.with_name(f".{out.name}.distill"))
+    folder.acquire()
+    try:
+        target = folder.path / model.resolve().name
+        convert(model, target, overwrite=True)
         yield target
+    finally:
+        folder.discard()
 
 
 def fold(
