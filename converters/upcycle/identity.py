@@ -22,7 +22,7 @@ from ultramem_deploy.option_problems import refuse
 from ultramem_deploy.rank_one import rank_one as rank_one
 from ultramem_deploy.spec import MemoryLayerSpec, ModelSpec, NormSpec, TableSpec
 
-from .identity_options import CORES, PATHS, IdentityOptions, path_pairs
+from .identity_options import CORES, IdentityOptions, path_pairs
 from .identity_sizes import sized
 
 RANK = 2
@@ -37,13 +37,10 @@ def parse_paths(paths: str, num_layers: int, layout: str = "v1") -> list[tuple[i
     """Block pairs of "a:b/c:d" (spec §3, Placement). InputError where they are malformed or overlap."""
     if paths == "auto":
         return auto_paths(num_layers) if layout == "v1" else [(block, block) for block in range(num_layers)]
-    pairs = path_pairs(paths)
-    if pairs is None:
-        raise InputError(f"--paths: expected {PATHS}, found {paths!r}")
-    beyond = [f"{read}:{write}" for read, write in pairs if write >= num_layers]
-    if beyond:
-        raise InputError(f"--paths: {beyond[0]}: expected blocks within 0..{num_layers - 1}")
-    return pairs
+    try:
+        return path_pairs(paths, num_layers)
+    except ValueError as error:
+        raise InputError(f"--paths: {error}") from None
 
 
 def auto_paths(num_layers: int) -> list[tuple[int, int]]:

@@ -10,7 +10,6 @@ from ultramem_deploy.option_problems import Problem, below, unknown_choices
 
 LAYOUTS = ("v1", "v2")
 CORES = 2
-PATHS = "read:write/read:write/… of increasing, non-overlapping blocks"
 
 
 @dataclass(frozen=True)
@@ -50,19 +49,23 @@ class IdentityOptions:
         for name in ("sparse_parameters", "compute_budget"):
             if not 0 <= getattr(self, name) < math.inf:
                 yield name, f"expected a positive number, found {getattr(self, name)}"
-        if self.paths != "auto" and path_pairs(self.paths) is None:
-            yield "paths", f"expected {PATHS}, found {self.paths!r}"
+        if self.paths != "auto":
+            try:
+                path_pairs(self.paths)
+            except ValueError as error:
+                yield "paths", str(error)
 
 
-def path_pairs(paths: str) -> list[tuple[int, int]] | None:
-    """Block pairs of "a:b/c:d"; None where they are malformed, or not increasing."""
+def path_pairs(paths: str, blocks: int | None = None) -> list[tuple[int, int]]:
+    """Block pairs of "a:b/c:d". ValueError where they are malformed or overlap, or lie beyond `blocks`."""
     try:
         pairs = [(int(a), int(b)) for a, b in (part.split(":") for part in paths.split("/"))]
     except ValueError:
-        return None
+        raise ValueError(f"expected read:write/read:write/…, found {paths!r}") from None
     last = -1
     for read, write in pairs:
-        if not last < read <= write:
-            return None
+        if not last < read <= write < (math.inf if blocks is None else blocks):
+            within = "" if blocks is None else f" within 0..{blocks - 1}"
+            raise ValueError(f"{read}:{write}: expected increasing, non-overlapping blocks{within}")
         last = write
     return pairs

@@ -114,7 +114,7 @@ def test_stages_stand_where_they_can_run(stages: Any, said: str) -> None:
         ({"convert": {"family": "gpt9"}}, "convert.family: expected one of ultramem, llama"),
         ({"upcycle": {"knum": 0}}, "upcycle.knum: must be positive, found 0"),
         ({"upcycle": {"value_width": 7}}, "upcycle.value_width: must be a multiple of the 2 cores, found 7"),
-        ({"upcycle": {"paths": "3:1"}}, "upcycle.paths: expected read:write/read:write/"),
+        ({"upcycle": {"paths": "3:1"}}, "upcycle.paths: 3:1: expected increasing, non-overlapping blocks"),
         ({"upcycle": {"paths": "a"}}, "upcycle.paths: expected read:write/read:write/"),
         ({"upcycle": {"sparse_parameters": -1.0}}, "upcycle.sparse_parameters: expected a positive number, found -1.0"),
         ({"upcycle": {"method": "neurons", "active": 1.5}}, "upcycle.active: expected a fraction above 0, at most 1"),
