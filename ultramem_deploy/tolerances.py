@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .option_problems import Problem
 from .spec import ModelSpec
 
 
@@ -31,6 +33,15 @@ _QUANTISED = {
 _DENSE_INT4 = Limits(math.inf, 0.5, 0.5, "int4 dense weights on one side alone")
 # MatMulNBits rounds activations to int8, PyTorch does not.
 _ACTIVATIONS = Limits(math.inf, 0.02, 0.9, "dense weights meet int8 activations in one runtime alone")
+
+
+def limit_problems(tokens: int, max_abs: float | None, kl: float | None) -> Iterator[Problem]:
+    """What no comparison can be given: too few tokens, limits that nothing meets."""
+    if tokens < 2:
+        yield "tokens", f"at least 2 are needed to predict one from another, found {tokens}"
+    for name, limit in (("max_abs", max_abs), ("kl", kl)):
+        if limit is not None and not limit >= 0:
+            yield name, f"expected 0 or more, found {limit}: nothing could pass"
 
 
 def limits_for(reference: ModelSpec | None, candidate: ModelSpec | None, runtimes: tuple[str, str]) -> Limits:

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
+from .option_problems import refuse
 from .runtime.base import Runner, Trace
 from .runtime.opening import home, open_runner
 from .runtime.tokenizer import Tokenizer, has_tokenizer
 from .tally import Difference, Tally, fallen_tie, first_tokens
 from .text import load_corpus, read_text
-from .tolerances import Limits, limits_for
+from .tolerances import Limits, limit_problems, limits_for
 
 WINDOW = 256
 # No tokenizer in use needs more of them for a token, on average: of a large file only the beginning is encoded.
@@ -61,11 +62,7 @@ def compare(
     `max_abs` and `kl` are limits; None takes those of `tolerances.limits_for`.
     Raises InputError where the two cannot be compared.
     """
-    if tokens < 2:
-        raise InputError(f"--tokens: at least 2 are needed to predict one from another, found {tokens}")
-    for name, limit in (("--max-abs", max_abs), ("--kl", kl)):
-        if limit is not None and not limit >= 0:
-            raise InputError(f"{name}: expected 0 or more, found {limit}: nothing could pass")
+    refuse(limit_problems(tokens, max_abs, kl))
     bodies = "ort-bodies" if (reference / "model.onnx").is_file() else None
     # Too few tokens to pay for a copy of a table.
     left = open_runner(reference, bodies, dtype="float32", tables="mapped")

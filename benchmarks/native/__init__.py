@@ -26,7 +26,7 @@ class Tasks:
         self._threads = native.OpenMp(ctypes.cast(ctypes.CDLL(None).GOMP_parallel, c_void_p), torch.get_num_threads())
         self._run = ctypes.CDLL(str(ort_library())).ultramem_openmp_for
         self._run.argtypes = (c_void_p, c_void_p, c_size_t, c_void_p)
-        self._library = ctypes.CDLL(str(_compiled(source, flags)))
+        self._library = _compiled(source, flags)
 
     def run(self, name: str, problem: ctypes.Structure, count: int) -> None:
         """Tasks 0 to `count` - 1 of `problem`, each by whichever thread is free."""
@@ -39,11 +39,12 @@ def compiler() -> str | None:
     return shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 
 
-def _compiled(source: str, flags: Sequence[str]) -> Path:
+def _compiled(source: str, flags: Sequence[str]) -> ctypes.CDLL:
     found = compiler()
     if found is None:
         raise SystemExit(f"error: a C++ compiler (c++) is needed for benchmarks/native/{source}")
     path = Path(__file__).parent / source
-    out = Path(tempfile.mkdtemp(prefix="ultramem-native-")) / f"{path.stem}.so"
-    subprocess.run([found, "-O3", "-std=c++17", "-shared", "-fPIC", *flags, "-o", out, path], check=True)
-    return out
+    with tempfile.TemporaryDirectory(prefix="ultramem-native-") as folder:
+        out = Path(folder) / f"{path.stem}.so"
+        subprocess.run([found, "-O3", "-std=c++17", "-shared", "-fPIC", *flags, "-o", out, path], check=True)
+        return ctypes.CDLL(str(out))  # once it is mapped, the process no longer needs the name

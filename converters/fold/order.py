@@ -23,12 +23,13 @@ from ultramem_deploy.defaults import DEFAULT_BUDGET
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.layout import table_layout, tensor_layout
 from ultramem_deploy.model.loading import check_tensors
+from ultramem_deploy.option_problems import refuse
 from ultramem_deploy.planning.scratch import gather_scratch
 from ultramem_deploy.spec import MemoryLayerSpec, ModelSpec
 
+from .options import fold_problems
 from .slots import Slots
 
-ORDERS = ("frequency",)
 COVERED = 0.9
 PAGES = {"4KiB": 4 << 10, "2MiB": 2 << 20}
 _LARGEST_INT32 = (1 << 31) - 1
@@ -55,10 +56,7 @@ def order_checkpoint(
     Returns the receipt: every layer run before and after, and of each table the pages that 90% of the accesses touch.
     Raises InputError for a profile of another model, and where no table can be sorted.
     """
-    if order not in ORDERS:
-        raise InputError(f"--order: expected {' or '.join(ORDERS)}, found {order!r}")
-    if profile is not None and text is not None:
-        raise InputError("--profile: holds counts already; leave out --text")
+    refuse(fold_problems(order=order, profile=profile, text=text))
     spec, source = ModelSpec.load(src), Checkpoint.open(src)
     check_tensors(spec, source)
     _check_readers(spec)

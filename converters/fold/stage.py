@@ -16,7 +16,8 @@ from ultramem_deploy.checkpoint.companions import companion_files
 from ultramem_deploy.defaults import BATCHES, DEFAULT_BUDGET
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.layout import tensor_layout
-from ultramem_deploy.planning.choice import MODES, Choice, choose_folds, folds_of
+from ultramem_deploy.option_problems import refuse
+from ultramem_deploy.planning.choice import Choice, choose_folds, folds_of
 from ultramem_deploy.planning.folds import folded_spec
 from ultramem_deploy.planning.machine import new_table_room
 from ultramem_deploy.planning.scratch import projection_held
@@ -24,9 +25,9 @@ from ultramem_deploy.spec import ModelSpec
 
 from .expand import ExpandedLayer, release_projection
 from .keys import key_tasks, rank_one_tasks
+from .options import fold_problems
 from .reorder import reorder_tasks
 
-DTYPES = ("keep", "float32", "bfloat16", "float16")
 _ADVICE = {"expand": "choose --mode auto, shuffle or keys", "auto": "choose --mode keys"}
 
 
@@ -52,7 +53,7 @@ def fold_checkpoint(
     values are rounded once to `dtype` ("keep": that of the source's table).
     Raises InputError for unknown options, a model without foldable layers, or too small a disk or memory budget.
     """
-    _check(mode, dtype, batches)
+    refuse(fold_problems(mode=mode, dtype=dtype, batch=batches))
     work = FoldJob.plan(src, out, mode, None if dtype == "keep" else dtype, batches or BATCHES)
     groups = work.groups()
     chunks_in_flight([task for tasks in groups.values() for task in tasks], 1, memory_budget, work.held_bytes)
@@ -82,17 +83,6 @@ def fold_checkpoint(
             stage.link_file(file)
         stage.receipt = work.receipt(stage)
     return stage.receipt | {"up_to_date": False} | stage.notes
-
-
-def _check(mode: str, dtype: str, batches: Sequence[int] | None) -> None:
-    if mode not in MODES:
-        raise InputError(f"--mode: expected one of {', '.join(MODES)}, found {mode!r}")
-    if dtype not in DTYPES:
-        raise InputError(f"--dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
-    if batches is not None and mode != "auto":
-        raise InputError(f"--batch: only --mode auto chooses by the batch, found --mode {mode}; leave it out")
-    if batches is not None and (not batches or min(batches) < 1):
-        raise InputError(f"--batch: expected positive numbers, found {', '.join(map(str, batches)) or 'none'}")
 
 
 @dataclass(frozen=True)

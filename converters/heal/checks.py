@@ -10,44 +10,20 @@ import torch
 from ultramem_deploy.checkpoint import Checkpoint
 from ultramem_deploy.errors import CheckFailed, InputError
 from ultramem_deploy.model import UltraMemModel
+from ultramem_deploy.option_problems import refuse
 from ultramem_deploy.spec import ModelSpec
 
 from .models import changed_tensors
-from .options import AUTOCASTS, DEVICES, LOSSES, TRAINABLE, VALUE_SCHEDULES, HealOptions
+from .options import HealOptions, source_problems
 from .schedule import are_new
-
-_LARGEST = 1e30  # AdamW fails beyond float32; nothing sensible is near
-_CHOICES = {
-    "train": TRAINABLE, "value_schedule": VALUE_SCHEDULES, "loss": LOSSES, "autocast": AUTOCASTS, "device": DEVICES,
-}  # fmt: skip
-_POSITIVE = ("steps", "batch", "accumulate", "retain_batch", "retain_weight", "eval_every")
-_NOT_NEGATIVE = ("warmup", "patience", "seed")
-_RATES = ("lr", "value_lr")
 
 
 def check_options(spec: ModelSpec, options: HealOptions) -> None:
     """InputError for a model without memory layers, or for an option outside its range."""
     _check_model(spec)
-    for name, known in _CHOICES.items():
-        if getattr(options, name) not in known:
-            raise InputError(f"{_flag(name)}: expected one of {', '.join(known)}, found {getattr(options, name)!r}")
-    for name in _POSITIVE:
-        if not 0 < getattr(options, name) < _LARGEST:
-            raise InputError(f"{_flag(name)}: must be positive, below {_LARGEST:g}, found {getattr(options, name)}")
-    for name in _RATES:
-        if not 0 <= getattr(options, name) < _LARGEST:
-            raise InputError(f"{_flag(name)}: expected 0..{_LARGEST:g}, found {getattr(options, name)}")
-    for name in _NOT_NEGATIVE:
-        if not 0 <= getattr(options, name) < 1 << 63:
-            raise InputError(f"{_flag(name)}: must not be negative, found {getattr(options, name)}")
-    if not 0 <= options.regression <= 1:
-        raise InputError(f"--regression: expected a share of the steps, 0..1, found {options.regression}")
-    if not 1 < options.length <= spec.decoder.max_positions:
+    refuse(options.problems())
+    if options.length > spec.decoder.max_positions:
         raise InputError(f"--length: expected 2..{spec.decoder.max_positions}, found {options.length}")
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def _check_model(spec: ModelSpec) -> None:
@@ -67,11 +43,8 @@ def _check_model(spec: ModelSpec) -> None:
 
 def check_source(spec: ModelSpec, distil: Path | None, retain: Path | None, options: HealOptions) -> None:
     """InputError where what is to be distilled from is missing, or is another kind of model."""
+    refuse(source_problems(options, distil, retain))
     if distil is None:
-        wanted = {"--retain": retain is not None, "--loss kl": options.loss == "kl"}
-        asked = next((name for name, given in wanted.items() if given), None)
-        if asked:
-            raise InputError(f"{asked}: needs the model to compare with: give it by --distill")
         return
     source = ModelSpec.load(distil).decoder
     sizes = ["vocab_size"]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from ultramem_deploy.option_problems import Problem, below, unknown_choices
 
 TRAINABLE = {
     "memory": ("memory.", "tables."),
@@ -15,6 +19,7 @@ LOSSES = ("auto", "lm", "kl")
 AUTOCASTS = ("bf16", "off")
 DEVICES = ("cpu", "gpu")
 NEW_LR, FITTED_LR, NEW_RATIO = 5e-3, 1e-4, 4
+_LARGEST = 1e30  # AdamW fails beyond float32; nothing sensible is near
 
 
 @dataclass(frozen=True)
@@ -90,3 +95,27 @@ class HealOptions:
         metadata={"help": "Stop after this many measurements without a new best, and keep the best; 0: never."},
     )
     seed: int = field(default=0, metadata={"help": "Seed of the order of the windows."})
+
+    def problems(self) -> Iterator[Problem]:
+        """What no model can be given."""
+        yield from unknown_choices(self)
+        for name in ("steps", "batch", "accumulate", "retain_batch", "retain_weight", "eval_every"):
+            if not 0 < getattr(self, name) < _LARGEST:
+                yield name, f"must be positive, below {_LARGEST:g}, found {getattr(self, name)}"
+        for name in ("lr", "value_lr"):
+            if not 0 <= getattr(self, name) < _LARGEST:
+                yield name, f"expected 0..{_LARGEST:g}, found {getattr(self, name)}"
+        for name in ("warmup", "patience", "seed"):
+            if not 0 <= getattr(self, name) < 1 << 63:
+                yield name, f"must not be negative, found {getattr(self, name)}"
+        if not 0 <= self.regression <= 1:
+            yield "regression", f"expected a share of the steps, 0..1, found {self.regression}"
+        yield from below(self, 2, "expected at least 2", "length")
+
+
+def source_problems(options: HealOptions, distil: str | Path | None, retain: str | Path | None) -> Iterator[Problem]:
+    """What is asked for that needs a model to distil from, where there is none."""
+    if distil is None and retain is not None:
+        yield "retain", "needs the model to compare with: give it by --distill"
+    if distil is None and options.loss == "kl":
+        yield "loss", "kl needs the model to compare with: give it by --distill"

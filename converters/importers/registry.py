@@ -81,11 +81,17 @@ def choose_importer(source: Source, family: str | None = None) -> Importer:
     raise InputError(f"{source.where}: unknown model: {described(source)}{hint}; supported: {supported}")
 
 
+def unknown_family(family: str) -> str:
+    """What was expected, where `family` is no importer's; else nothing."""
+    known = [importer.family for importer in IMPORTERS]
+    return "" if family in known else f"expected one of {', '.join(known)}, found {family!r}"
+
+
 def _named(source: Source, family: str) -> Importer:
-    for importer in IMPORTERS:
-        if importer.family == family:
-            if (source.gguf is not None) != importer.reads_gguf or source.config_name != importer.config_name:
-                form = "a .gguf file" if importer.reads_gguf else f"a model directory with {importer.config_name}"
-                raise InputError(f"{source.where}: family {family} reads {form}, which this is not")
-            return importer
-    raise InputError(f"--from: expected one of {', '.join(one.family for one in IMPORTERS)}, found {family!r}")
+    if problem := unknown_family(family):
+        raise InputError(f"--from: {problem}")
+    importer = next(one for one in IMPORTERS if one.family == family)
+    if (source.gguf is not None) != importer.reads_gguf or source.config_name != importer.config_name:
+        form = "a .gguf file" if importer.reads_gguf else f"a model directory with {importer.config_name}"
+        raise InputError(f"{source.where}: family {family} reads {form}, which this is not")
+    return importer

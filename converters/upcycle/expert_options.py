@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ultramem_deploy.errors import InputError
+from ultramem_deploy.option_problems import Problem, below, refuse, unknown_choices
 from ultramem_deploy.spec import DecoderSpec, ExpertsSpec, ModelSpec
 
 
@@ -24,6 +26,14 @@ class ExpertOptions:
     held_out_tokens: int = field(default=2048, metadata={"help": "Tokens of held-out text for the receipt."})
     seed: int = field(default=0, metadata={"help": "Seed of random columns."})
 
+    def problems(self) -> Iterator[Problem]:
+        """What no model can be given."""
+        yield from unknown_choices(self)
+        if not 0 < self.active <= 1:
+            yield "active", f"expected a fraction above 0, at most 1, found {self.active}"
+        yield from below(self, 2, "expected at least 2", "calibration_tokens", "held_out_tokens")
+        yield from below(self, 0, "must not be negative", "seed")
+
 
 def check_expert_options(spec: ModelSpec, options: ExpertOptions) -> ExpertsSpec:
     """The model's experts. InputError where they cannot become memories, or for an option outside its range."""
@@ -37,19 +47,13 @@ def check_expert_options(spec: ModelSpec, options: ExpertOptions) -> ExpertsSpec
         raise InputError(f"{where} the model norms its experts' outputs: a memory layer has no such norm")
     if d.mlp_bias or d.activation != "silu":
         raise InputError(f"{where} expected silu experts without biases, found {d.activation}, biases {d.mlp_bias}")
-    if not 0 < options.active <= 1:
-        raise InputError(f"--active: expected a fraction above 0, at most 1, found {options.active}")
+    refuse(options.problems())
     if slots_taken(experts, options.active) < experts.count:
         least = experts.count / (experts.routing.top_k * experts.width)
         raise InputError(
             f"--active: {options.active} leaves {slots_taken(experts, options.active)} neurons a token, fewer than the "
             f"{experts.count} experts; expected at least {least:.3g}"
         )
-    for name in ("calibration_tokens", "held_out_tokens"):
-        if getattr(options, name) < 2:
-            raise InputError(f"--{name.replace('_', '-')}: expected at least 2, found {getattr(options, name)}")
-    if options.seed < 0:
-        raise InputError(f"--seed: must not be negative, found {options.seed}")
     return experts
 
 

@@ -18,13 +18,14 @@ from ultramem_deploy.checkpoint import TensorTask, numpy_dtype
 from ultramem_deploy.checkpoint.writer import chunk_elements
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.layout import memory_layout
+from ultramem_deploy.option_problems import refuse
 from ultramem_deploy.rank_one import rank_one as rank_one
 from ultramem_deploy.spec import MemoryLayerSpec, ModelSpec, NormSpec, TableSpec
 
-from .identity_options import LAYOUTS, IdentityOptions
+from .identity_options import CORES, IdentityOptions, path_pairs
 from .identity_sizes import sized
 
-CORES = RANK = 2
+RANK = 2
 HEADS_A_QUERY = 2
 SHARED = "shared"
 VALUE_STD = 0.02
@@ -33,21 +34,13 @@ _DRAWN = 1 << 18  # numbers that one generator draws
 
 
 def parse_paths(paths: str, num_layers: int, layout: str = "v1") -> list[tuple[int, int]]:
-    """Block pairs of "a:b/c:d" (spec §3, Placement). Raises InputError where they are malformed or overlap."""
+    """Block pairs of "a:b/c:d" (spec §3, Placement). InputError where they are malformed or overlap."""
     if paths == "auto":
         return auto_paths(num_layers) if layout == "v1" else [(block, block) for block in range(num_layers)]
     try:
-        pairs = [(int(a), int(b)) for a, b in (part.split(":") for part in paths.split("/"))]
-    except ValueError:
-        raise InputError(f"--paths: expected read:write/read:write/…, found {paths!r}") from None
-    last = -1
-    for read, write in pairs:
-        if not last < read <= write < num_layers:
-            raise InputError(
-                f"--paths: {read}:{write}: expected increasing, non-overlapping blocks within 0..{num_layers - 1}"
-            )
-        last = write
-    return pairs
+        return path_pairs(paths, num_layers)
+    except ValueError as error:
+        raise InputError(f"--paths: {error}") from None
 
 
 def auto_paths(num_layers: int) -> list[tuple[int, int]]:
@@ -63,15 +56,7 @@ def upcycled_spec(spec: ModelSpec, options: IdentityOptions) -> ModelSpec:
     """The description with the memory layers added. Raises InputError for sizes that cannot work."""
     if spec.memory:
         raise InputError(f"upcycle: the model already has {len(spec.memory)} memory layers; start from the dense one")
-    for name in ("knum", "key_width", "value_width", "top_m", "heads", "blocks"):
-        if getattr(options, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')}: must be positive, found {getattr(options, name)}")
-    if options.seed < 0:
-        raise InputError(f"--seed: must not be negative, found {options.seed}")
-    if options.value_width % CORES:
-        raise InputError(f"--value-width: must be a multiple of the {CORES} cores, found {options.value_width}")
-    if options.layout not in LAYOUTS:
-        raise InputError(f"--layout: expected one of {', '.join(LAYOUTS)}, found {options.layout!r}")
+    refuse(options.problems())
 
     def build(chosen: IdentityOptions) -> ModelSpec:
         pairs = parse_paths(chosen.paths, spec.decoder.num_layers, chosen.layout)

@@ -23,9 +23,6 @@ def sized(dense: ModelSpec, options: IdentityOptions, build: Build) -> IdentityO
     nearest. `compute_budget` f: the memory multiplies at most f times what the dense model does a token; top_m is the
     largest that stays below. Raises InputError where no size does.
     """
-    for name in ("sparse_parameters", "compute_budget"):
-        if getattr(options, name) < 0 or not math.isfinite(getattr(options, name)):
-            raise InputError(f"--{name.replace('_', '-')}: expected a positive number, found {getattr(options, name)}")
     if options.sparse_parameters:
         options = replace(options, knum=_knum(dense, options, build))
     return replace(options, top_m=_top_m(dense, options, build)) if options.compute_budget else options

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ultramem_deploy.errors import InputError
+from ultramem_deploy.option_problems import Problem, below, refuse, unknown_choices
 from ultramem_deploy.spec import ModelSpec
 
 GATES = {"silu": "silu", "gelu": "gelu"}
@@ -39,6 +41,19 @@ class NeuronOptions:
     calibration_tokens: int = field(default=4096, metadata={"help": "Tokens of the text that the keys are fitted on."})
     held_out_tokens: int = field(default=1024, metadata={"help": "Tokens of held-out text for the receipt."})
 
+    def problems(self) -> Iterator[Problem]:
+        """What no model can be given."""
+        yield from unknown_choices(self)
+        if not 0 < self.active <= 1:
+            yield "active", f"expected a fraction above 0, at most 1, found {self.active}"
+        if not 0 <= self.shared < self.active:
+            yield "shared", f"expected a fraction below --active ({self.active}), found {self.shared}"
+        if not 1 <= self.retrieve < math.inf:
+            yield "retrieve", f"expected at least 1, found {self.retrieve}"
+        if not 0 <= self.error_budget < 1:
+            yield "error_budget", f"expected 0 (not used) to 1, found {self.error_budget}"
+        yield from below(self, 2, "expected at least 2", "calibration_tokens", "held_out_tokens")
+
 
 def check_neuron_options(spec: ModelSpec, options: NeuronOptions) -> None:
     """InputError for a model whose FFNs cannot become memories, or for an option outside its range."""
@@ -62,14 +77,4 @@ def check_neuron_options(spec: ModelSpec, options: NeuronOptions) -> None:
         raise InputError("upcycle: --method neurons: the model has mixtures of experts; it reads dense FFNs")
     if d.ffn_widths:
         raise InputError("upcycle: --method neurons: expected FFNs of one width; start from the dense model")
-    if not 0 < options.active <= 1:
-        raise InputError(f"--active: expected a fraction above 0, at most 1, found {options.active}")
-    if not 0 <= options.shared < options.active:
-        raise InputError(f"--shared: expected a fraction below --active ({options.active}), found {options.shared}")
-    if not 1 <= options.retrieve < math.inf:
-        raise InputError(f"--retrieve: expected at least 1, found {options.retrieve}")
-    if not 0 <= options.error_budget < 1:
-        raise InputError(f"--error-budget: expected 0 (not used) to 1, found {options.error_budget}")
-    for name in ("calibration_tokens", "held_out_tokens"):
-        if getattr(options, name) < 2:
-            raise InputError(f"--{name.replace('_', '-')}: expected at least 2, found {getattr(options, name)}")
+    refuse(options.problems())

@@ -13,8 +13,8 @@ from ultramem_deploy.cli.app import VERBS
 from ultramem_deploy.cli.upcycle import METHODS as UPCYCLING
 from ultramem_deploy.converters.engine.options import DTYPES as ENGINE_DTYPES
 from ultramem_deploy.converters.engine.options import MODES as ENGINE_MODES
-from ultramem_deploy.converters.fold.stage import DTYPES as FOLD_DTYPES
-from ultramem_deploy.converters.fold.stage import MODES
+from ultramem_deploy.converters.fold.options import DTYPES as FOLD_DTYPES
+from ultramem_deploy.converters.fold.options import MODES
 from ultramem_deploy.converters.heal.options import TRAINABLE, HealOptions
 from ultramem_deploy.converters.importers.convert import DTYPES
 from ultramem_deploy.converters.onnx import TARGETS

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ import pytest
 import torch
 import transformers
 
+import ultramem_deploy
 from tests import builders as b
 from tests.conftest import Written
 from ultramem_deploy.converters.heal import objective
@@ -18,6 +23,7 @@ from ultramem_deploy.model import UltraMemModel, load
 from ultramem_deploy.pipeline import heal, upcycle, verify
 from ultramem_deploy.spec import ModelSpec
 
+ROOT = Path(ultramem_deploy.__file__).parents[1]
 OPTIONS: dict[str, Any] = {"steps": 16, "batch": 4, "length": 32, "warmup": 2, "lr": 1e-3, "value_lr": 4e-3}
 FITTING: dict[str, Any] = {"calibration_tokens": 600, "held_out_tokens": 200}
 SIZES: dict[str, Any] = {"knum": 8, "key_width": 8, "value_width": 16, "top_m": 4, "paths": "0:0/1:1"}
@@ -57,8 +63,9 @@ def test_regression_alone_brings_the_layers_back(dense: Path, halved: Path, text
     assert kl(dense, tmp_path / "out", text) < kl(dense, halved, text)
 
 
-def test_a_source_may_be_a_foreign_directory(halved: Path, dense: Path, text: Path, tmp_path: Path) -> None:
-    """The same weights as transformers saves them teach the same."""
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    """The weights of `dense` as transformers saves them."""
     decoder, tensors = b.DECODER, b.random_tensors(b.PLAIN)
     config = transformers.LlamaConfig(
         vocab_size=decoder.vocab_size, hidden_size=decoder.hidden_size, intermediate_size=decoder.intermediate_size,
@@ -69,11 +76,63 @@ def test_a_source_may_be_a_foreign_directory(halved: Path, dense: Path, text: Pa
     model = transformers.LlamaForCausalLM(config)
     model.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
     model.save_pretrained(tmp_path / "foreign")
+    return tmp_path / "foreign"
+
+
+def test_a_source_may_be_a_foreign_directory(
+    halved: Path, dense: Path, foreign: Path, text: Path, tmp_path: Path
+) -> None:
+    """The same weights teach the same."""
     own = heal(halved, tmp_path / "own", text=text, distill=dense, **OPTIONS)
-    foreign = heal(halved, tmp_path / "out", text=text, distill=tmp_path / "foreign", **OPTIONS)
-    assert foreign == own
-    again = heal(halved, tmp_path / "out", text=text, distill=tmp_path / "foreign", **OPTIONS)
+    assert heal(halved, tmp_path / "out", text=text, distill=foreign, **OPTIONS) == own
+    again = heal(halved, tmp_path / "out", text=text, distill=foreign, **OPTIONS)
     assert again["up_to_date"] and not list(tmp_path.glob(".out*"))
+
+
+KILLED = """
+import os, signal, sys
+from ultramem_deploy.converters.heal import stage
+stage.heal_checkpoint = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+from ultramem_deploy.pipeline import heal
+heal(sys.argv[1], sys.argv[2], distill=sys.argv[3])
+"""
+
+
+def killed(src: Path, out: Path, distill: Path) -> Path:
+    """What a run leaves that is killed once its source is converted: the converted source."""
+    ended = subprocess.run([sys.executable, "-c", KILLED, src, out, distill], cwd=ROOT, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    (left,) = out.parent.glob(f".{out.name}*/*/provenance.json")
+    return left.parent
+
+
+def test_a_killed_run_leaves_nothing_that_the_next_does_not_take_up(
+    halved: Path, foreign: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = killed(halved, tmp_path / "out", foreign)
+    converted, seen = (left / "provenance.json").stat().st_ino, []
+
+    def healing(*_: object, distil: Path, **__: object) -> dict[str, Any]:
+        seen.append((distil / "provenance.json").stat().st_ino)
+        return {}
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ultramem_deploy.converters.heal.stage.heal_checkpoint", healing)
+        heal(halved, tmp_path / "out", distill=foreign)
+        assert seen == [converted] and not list(tmp_path.glob(".out*"))
+        killed(halved, tmp_path / "out", foreign)
+        other = foreign.rename(tmp_path / "renamed")
+        heal(halved, tmp_path / "out", distill=other)
+    assert len(seen) == 2 and not list(tmp_path.glob(".out*"))
+
+
+def test_two_runs_at_once_do_not_share_a_converted_source(halved: Path, foreign: Path, tmp_path: Path) -> None:
+    left = killed(halved, tmp_path / "out", foreign)
+    with open(left.parent / ".lock", "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another run .* is writing it"):
+            heal(halved, tmp_path / "out", distill=foreign)
+    assert left.is_dir()
 
 
 def test_identity_has_nothing_to_regress_to(dense: Path, text: Path, tmp_path: Path) -> None:
@@ -152,7 +211,7 @@ def test_spans_join_paths_that_overlap() -> None:
 
 def test_refusals(dense: Path, halved: Path, text: Path, written: Written, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(InputError, match=r"--loss kl: needs the model to compare with: give it by --distill"):
+    with pytest.raises(InputError, match=r"--loss: kl needs the model to compare with: give it by --distill"):
         heal(halved, out, text=text, loss="kl")
     with pytest.raises(InputError, match=r"--retain: needs the model to compare with"):
         heal(halved, out, text=text, retain=text)

@@ -7,6 +7,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -40,6 +41,19 @@ def test_options_are_the_parameters_of_the_verbs(stage: str) -> None:
     for p in parameters:
         if p.name in named and p.default is not p.empty and stage != "upcycle":
             assert STAGES[stage].model_fields[p.name].default == p.default
+
+
+@pytest.mark.parametrize(
+    ("stage", "option"),
+    [("convert", "dtype"), ("fold", "mode"), ("fold", "dtype"), ("quantize", "tables"), ("quantize", "dense")],
+)
+def test_choices_are_those_of_the_verbs(stage: str, option: str) -> None:
+    verb = main.get_command(click.Context(main), stage)
+    (flag,) = [one for one in (verb.params if verb else ()) if one.name == option]
+    assert isinstance(flag.type, click.Choice)
+    told = STAGES[stage].model_json_schema()["properties"][option]
+    held = next(kind["enum"] for kind in [told, *told.get("anyOf", ())] if "enum" in kind)
+    assert held == list(flag.type.choices)
 
 
 def test_every_method_can_be_named() -> None:
@@ -92,6 +106,45 @@ def test_every_problem_is_told_at_once_with_the_nearest_name() -> None:
 def test_stages_stand_where_they_can_run(stages: Any, said: str) -> None:
     (problem,) = problems(stages)
     assert problem.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [
+        ({"convert": {"family": "gpt9"}}, "convert.family: expected one of ultramem, llama"),
+        ({"upcycle": {"knum": 0}}, "upcycle.knum: must be positive, found 0"),
+        ({"upcycle": {"value_width": 7}}, "upcycle.value_width: must be a multiple of the 2 cores, found 7"),
+        ({"upcycle": {"paths": "3:1"}}, "upcycle.paths: 3:1: expected increasing, non-overlapping blocks"),
+        ({"upcycle": {"paths": "a"}}, "upcycle.paths: expected read:write/read:write/"),
+        ({"upcycle": {"sparse_parameters": -1.0}}, "upcycle.sparse_parameters: expected a positive number, found -1.0"),
+        ({"upcycle": {"method": "neurons", "active": 1.5}}, "upcycle.active: expected a fraction above 0, at most 1"),
+        ({"upcycle": {"method": "neurons", "shared": 0.5}}, "upcycle.shared: expected a fraction below --active (0.5)"),
+        ({"upcycle": {"method": "experts", "seed": -1}}, "upcycle.seed: must not be negative, found -1"),
+        ({"heal": {"steps": 0}}, "heal.steps: must be positive, below 1e+30, found 0"),
+        ({"heal": {"lr": -1.0}}, "heal.lr: expected 0..1e+30, found -1.0"),
+        ({"heal": {"length": 1}}, "heal.length: expected at least 2, found 1"),
+        ({"heal": {"loss": "kl"}}, "heal.loss: kl needs the model to compare with: give it by --distill"),
+        ({"heal": {"retain": "a.txt"}}, "heal.retain: needs the model to compare with: give it by --distill"),
+        ({"fold": {"batch": 4}}, "fold.batch: only --mode auto chooses by the batch, found --mode expand"),
+        ({"fold": {"mode": "auto", "batch": [1, 0]}}, "fold.batch: expected positive numbers, found 1, 0"),
+        ({"fold": {"order": "frequency", "mode": "keys"}}, "fold.order: a fold of its own"),
+        ({"fold": {"text": "a.txt"}}, "fold.text: only --order frequency reads it"),
+        ({"quantize": {}}, "quantize.tables: nothing to do: give --tables int8"),
+    ],
+)
+def test_values_out_of_range_are_told_before_any_work(stage: Any, said: str) -> None:
+    (problem,) = problems([stage])
+    assert problem.startswith(said)
+
+
+@pytest.mark.parametrize(("option", "value"), [("tokens", 1), ("max_abs", -1.0), ("kl", -0.5)])
+def test_limits_that_nothing_meets_are_told_too(option: str, value: float) -> None:
+    (problem,) = problems(["fold", {"verify": {option: value}}])
+    assert problem.startswith(f"verify.{option}: ") and problem.rpartition("found ")[2].startswith(str(value))
+
+
+def test_a_setting_out_of_range_is_told_too() -> None:
+    assert problems(["fold", "heal"], {"heal.patience": -1}) == ["heal.patience: must not be negative, found -1"]
 
 
 def test_a_stage_may_occur_twice() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -151,11 +152,42 @@ def test_a_failed_check_ends_the_run_and_is_not_remembered(recipe: Path, tmp_pat
     assert not (tmp_path / "out" / "verify-2.json").exists()
 
 
-def test_a_damaged_record_is_measured_again(recipe: Path, tmp_path: Path) -> None:
+def edited(**receipt: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda record: record | {"receipt": record["receipt"] | receipt}
+
+
+DAMAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "no object": lambda record: [record],
+    "no receipt": lambda record: {"made_of": record["made_of"]},
+    "an empty receipt": lambda record: record | {"receipt": {}},
+    "no number": edited(mean_kl="small"),
+    "null": edited(max_abs_logit_error=None),
+    "another number": edited(max_abs_logit_error=0.0),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_or_edited_record_is_measured_again(damage: str, recipe: Path, tmp_path: Path) -> None:
+    model = builders.write_checkpoint(tmp_path / "model", builders.V1, tokenizer=True)
+    whole = um.run(recipe, model, tmp_path / "out")
+    file = tmp_path / "out" / "verify.json"
+    written = file.read_bytes()
+    file.write_text(json.dumps(DAMAGES[damage](json.loads(written))))
+    again = um.run(recipe, model, tmp_path / "out")
+    assert state(again) == {"fold": True, "verify": False, "fold-2": True, "verify-2": True}
+    assert again["stages"][1]["figure"] == whole["stages"][1]["figure"] and file.read_bytes() == written
+    file.write_bytes(written[:-20])
+    assert state(um.run(recipe, model, tmp_path / "out"))["verify"] is False
+
+
+def test_an_edited_receipt_of_a_stage_is_one_line(recipe: Path, tmp_path: Path) -> None:
     model = builders.write_checkpoint(tmp_path / "model", builders.V1, tokenizer=True)
     um.run(recipe, model, tmp_path / "out")
-    (tmp_path / "out" / "verify.json").write_text("{")
-    assert state(um.run(recipe, model, tmp_path / "out"))["verify"] is False
+    file = tmp_path / "out" / "fold" / "provenance.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"receipt": {}}))
+    result = CliRunner().invoke(main, ["run", str(recipe), str(model), str(tmp_path / "out")])
+    assert result.exit_code == 2 and f"{file}: " in result.stderr
+    assert "'receipt' is not what the stage wrote; the file is damaged: remove the directory" in result.stderr
 
 
 def test_the_command_prints_a_table_or_json(recipe: Path, tmp_path: Path) -> None:
@@ -168,6 +200,20 @@ def test_the_command_prints_a_table_or_json(recipe: Path, tmp_path: Path) -> Non
     assert [line.split()[0] for line in lines[1:]] == ["fold", "verify", "fold-2", "verify-2", "run:"]
     told = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).stdout)
     assert told["recipe"] == "mine" and len(told["stages"]) == 4 and told["stages"][0]["up_to_date"]
+
+
+def test_what_cannot_work_is_told_before_the_first_stage(recipe: Path, tmp_path: Path) -> None:
+    model = builders.write_checkpoint(tmp_path / "model", builders.V1, tokenizer=True)
+    gone = tmp_path / "gone.txt"
+    for setting, said in {
+        "verify-2.kl=-1.0": "verify-2.kl: expected 0 or more, found -1.0: nothing could pass",
+        f"verify-2.text={gone}": f"verify-2.text: {gone}: no such file",
+        "fold-2.batch=[0]": "fold-2.batch: only --mode auto",
+    }.items():
+        result = CliRunner().invoke(main, ["run", str(recipe), str(model), str(tmp_path / "out"), "--set", setting])
+        assert result.exit_code == 2 and result.stderr.count("\n") == 1
+        assert f"{recipe}: " in result.stderr and said in result.stderr
+        assert not (tmp_path / "out").exists()
 
 
 def test_recipes_compute_what_the_verbs_compute(recipe: Path, tmp_path: Path) -> None:

@@ -181,9 +181,10 @@ def build_provenance(
         "lineage": lineage,
     }
     result: dict[str, Any] = plain(document)
-    return result
+    return result | {_RECEIPT_SHA256: fingerprint(result["receipt"])}
 
 
+_RECEIPT_SHA256 = "receipt_sha256"
 _STAGE_FIELDS: dict[str, type] = {"stage": str, "options": dict, "fingerprint": str, "tool": dict, "receipt": dict}
 
 
@@ -193,6 +194,12 @@ def _check_fields(file: Path, document: dict[str, Any]) -> None:
             raise InputError(
                 f"{file}: {key!r} must be {kind.__name__}, found {shown(document.get(key))}; the file is damaged"
             )
+    digest = fingerprint(document["receipt"])
+    if document.get(_RECEIPT_SHA256, digest) != digest:
+        raise InputError(
+            f"{file}: 'receipt' is not what the stage wrote; the file is damaged: remove the directory, and make it "
+            "again"
+        )
     for entry in document["lineage"]:
         if not isinstance(entry, dict) or not all(isinstance(entry.get(k), t) for k, t in _STAGE_FIELDS.items()):
             raise InputError(f"{file}: the lineage holds {shown(entry)}, which is no stage; the file is damaged")

@@ -45,7 +45,7 @@ def _heal(receipt: Receipt) -> str:
 
 
 def _verify(receipt: Receipt) -> str:
-    return f"max abs logit error {receipt['max_abs_logit_error']:.2g}, KL {receipt['mean_kl']:.2g}"
+    return f"max abs logit error {_told(receipt['max_abs_logit_error'], 2)}, KL {_told(receipt['mean_kl'], 2)}"
 
 
 _FIGURES: dict[str, Callable[[Receipt], str]] = {

@@ -5,16 +5,20 @@ What a machine decides (jobs, memory budget, copying, overwriting) is no part of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, create_model
 
-from ..converters.heal.options import HealOptions
+from ..converters.fold.options import fold_problems
+from ..converters.heal.options import HealOptions, source_problems
 from ..converters.upcycle.expert_options import ExpertOptions
 from ..converters.upcycle.identity_options import IdentityOptions
 from ..converters.upcycle.neuron_options import NeuronOptions
+from ..option_problems import Problem
+from ..planning.quantization import NOTHING_ASKED
+from ..tolerances import limit_problems
 
 Floats = Literal["keep", "float32", "bfloat16", "float16"]
 
@@ -28,6 +32,10 @@ class StageOptions(BaseModel):
         """The options that the recipe sets; the stage's own defaults hold for all others."""
         return self.model_dump(exclude_unset=True)
 
+    def problems(self) -> Iterator[Problem]:
+        """Values outside their ranges, whatever the model: what the stage would refuse when it starts."""
+        yield from ()
+
 
 class ConvertOptions(StageOptions):
     """`convert`, towards the canonical layout."""
@@ -35,16 +43,26 @@ class ConvertOptions(StageOptions):
     family: str | None = None
     dtype: Floats = "keep"
 
+    def problems(self) -> Iterator[Problem]:
+        from ..converters.importers.registry import unknown_family
+
+        if self.family is not None and (said := unknown_family(self.family)):
+            yield "family", said
+
 
 class FoldOptions(StageOptions):
     """`fold`."""
 
-    mode: Literal["expand", "shuffle", "keys", "auto"] | None = None
+    mode: Literal["expand", "shuffle", "rank1", "keys", "auto"] | None = None
     dtype: Floats = "keep"
     batch: int | list[int] | None = None
     order: Literal["frequency"] | None = None
     profile: str | None = None
     text: str | None = None
+
+    def problems(self) -> Iterator[Problem]:
+        batch = [self.batch] if isinstance(self.batch, int) else self.batch
+        return fold_problems(**(self.given() | {"batch": batch}))
 
 
 class QuantizeOptions(StageOptions):
@@ -53,6 +71,10 @@ class QuantizeOptions(StageOptions):
     tables: Literal["int8", "int4", "float8_e4m3"] | None = None
     dense: Literal["int8", "int4"] | None = None
     text: str | None = None
+
+    def problems(self) -> Iterator[Problem]:
+        if self.tables is None and self.dense is None:
+            yield "tables", NOTHING_ASKED
 
 
 class ExportOptions(StageOptions):
@@ -79,14 +101,48 @@ class VerifyOptions(StageOptions):
     kl: float | None = None
     runtime: Literal["torch", "ort", "ort-bodies"] | None = None
 
+    def problems(self) -> Iterator[Problem]:
+        return limit_problems(self.tokens, self.max_abs, self.kl)
 
-def _from_dataclass(name: str, kind: type[Any], **more: Any) -> type[StageOptions]:
+
+class DataclassOptions(StageOptions):
+    """Options that a converter reads as the dataclass `kind`."""
+
+    kind: ClassVar[type[Any]]
+
+    def read(self) -> Any:
+        """What the converter reads."""
+        names = {field.name for field in fields(self.kind)}
+        return self.kind(**{name: value for name, value in self.given().items() if name in names})
+
+    def problems(self) -> Iterator[Problem]:
+        yield from self.read().problems()
+
+
+class HealStage(DataclassOptions):
+    """`heal`."""
+
+    text: str | None = None
+    distill: str | None = None
+    retain: str | None = None
+    plot: str | None = None
+
+    def problems(self) -> Iterator[Problem]:
+        yield from super().problems()
+        yield from source_problems(self.read(), self.distill, self.retain)
+
+
+def _from_dataclass(
+    name: str, kind: type[Any], base: type[DataclassOptions] = DataclassOptions, **more: Any
+) -> type[DataclassOptions]:
     """The fields of `kind` as a stage's options: types from the defaults, choices from the metadata."""
     told: dict[str, Any] = {}
     for field in fields(kind):
         choices = field.metadata.get("choices")
         told[field.name] = (Literal[tuple(choices)] if choices else type(field.default), field.default)
-    return create_model(name, __base__=StageOptions, **told, **more)
+    made = create_model(name, __base__=base, **told, **more)
+    made.kind = kind
+    return made
 
 
 _TEXT: Any = (str | None, None)
@@ -100,7 +156,7 @@ UPCYCLE: Mapping[str, type[StageOptions]] = {
 STAGES: Mapping[str, type[StageOptions]] = {
     "convert": ConvertOptions,
     "upcycle": UPCYCLE["identity"],
-    "heal": _from_dataclass("HealStage", HealOptions, text=_TEXT, distill=_TEXT, retain=_TEXT, plot=_TEXT),
+    "heal": _from_dataclass("Heal", HealOptions, HealStage),
     "fold": FoldOptions,
     "quantize": QuantizeOptions,
     "export": ExportOptions,

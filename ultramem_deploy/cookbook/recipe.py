@@ -42,7 +42,8 @@ class Recipe:
 def parse(document: Any, name: str, where: str, settings: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe in a YAML document; `settings` replace options, by "stage.option".
 
-    Raises ConfigError with every unknown key (and the nearest known one), wrong value and stage out of place.
+    Raises ConfigError with every unknown key (and the nearest known one), wrong value, value that no model can be
+    given and stage out of place.
     """
     if not isinstance(document, dict):
         raise ConfigError(where, [f"expected a mapping with {' and '.join(KEYS)}, found {_shown(document)}"])
@@ -103,10 +104,12 @@ def _checked(
             return None
         kind = UPCYCLE[method]
     try:
-        return kind.model_validate(told)
+        checked = kind.model_validate(told)
     except ValidationError as error:
         problems += [_problem(name, one, kind) for one in error.errors()]
         return None
+    problems += [f"{name}.{option}: {said}" for option, said in checked.problems()]
+    return checked
 
 
 def _problem(name: str, error: Any, kind: type[StageOptions]) -> str:

@@ -15,10 +15,10 @@ from .. import pipeline
 from ..checkpoint.files import sha256_file, write_atomic
 from ..checkpoint.provenance import fingerprint, pretty_json, read_provenance, tool_version
 from ..defaults import DEFAULT_BUDGET
-from ..errors import InputError
+from ..errors import ConfigError, InputError
 from ..pipeline import Budget, Progress
 from .figures import key_figure
-from .files import load
+from .files import find, load
 from .recipe import SOURCE, Recipe, Step
 
 Watch = Callable[[str], AbstractContextManager[Progress | None]]
@@ -46,6 +46,9 @@ def run(
     source, target = Path(src), Path(out)
     if not source.exists():
         raise InputError(f"{source}: no such file or directory")
+    missing = _missing_files(told, target)
+    if missing:
+        raise ConfigError(str(find(recipe)), missing)
     machine = {"overwrite": overwrite, "copy": copy, "jobs": jobs, "memory_budget": memory_budget}
     kitchen = _Kitchen(told, target, machine, watch or (lambda _: nullcontext()), {SOURCE: source}, [source])
     start = time.perf_counter()
@@ -57,6 +60,21 @@ def run(
         "seconds": time.perf_counter() - start,
         "stages": rows,
     }
+
+
+def _missing_files(recipe: Recipe, out: Path) -> list[str]:
+    """What a stage is told to read that is not there, unless a stage before it makes it."""
+    problems, made = [], [SOURCE]
+    for step in recipe.steps:
+        given = step.options.given()
+        for option in ("text", "retain", "profile", "distill"):
+            path = given.get(option)
+            if path is None or (option == "distill" and path in made) or Path(path).exists():
+                continue
+            if not Path(path).absolute().is_relative_to(out.absolute()):
+                problems.append(f"{step.name}.{option}: {path}: no such file")
+        made.append(step.name)
+    return problems
 
 
 @dataclass
@@ -108,7 +126,7 @@ class _Kitchen:
         if known.get("made_of") == made_of:
             return record, {**known["receipt"], "up_to_date": True}
         receipt = pipeline.verify(reference, self.line[-1], progress=progress, **options)
-        write_atomic(record, pretty_json({"made_of": made_of, "receipt": receipt}))
+        write_atomic(record, pretty_json({"made_of": made_of, "receipt": receipt, "sha256": fingerprint(receipt)}))
         return record, receipt
 
     def _compared(self, reference: Path, options: Mapping[str, Any]) -> str:
@@ -120,12 +138,14 @@ class _Kitchen:
 
 
 def _record(file: Path) -> dict[str, Any]:
-    """What a verification left; nothing where it is not there or not whole."""
+    """What a verification left; nothing where it is not there, not whole, or was edited."""
     try:
         known = json.loads(file.read_bytes())
     except (OSError, ValueError):
         return {}
-    return known if isinstance(known, dict) and isinstance(known.get("receipt"), dict) else {}
+    if not isinstance(known, dict) or not isinstance(known.get("receipt"), dict):
+        return {}
+    return known if known.get("sha256") == fingerprint(known["receipt"]) else {}
 
 
 def _bytes(path: Path) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from ..defaults import DEFAULT_BUDGET
 from ..errors import InputError
+from ..option_problems import refuse
 from .arguments import Budget, Progress, as_batches, as_budget, as_options, as_path
 
 
@@ -125,7 +125,11 @@ def heal(
 
 @contextmanager
 def _canonical(model: Path | None, beside: Path) -> Iterator[Path | None]:
-    """`model` as a canonical checkpoint: itself, or converted into a folder that lasts as long as the context."""
+    """`model` as a canonical checkpoint: itself, or converted into a hidden folder that lasts as long as the context.
+
+    What a killed run left of that folder is taken up.
+    """
+    from ..checkpoint.partial import Partial
     from ..spec import MODEL_TYPE, read_json
 
     if model is None:
@@ -135,12 +139,15 @@ def _canonical(model: Path | None, beside: Path) -> Iterator[Path | None]:
     if config.is_file() and read_json(config).get("model_type") == MODEL_TYPE:
         yield model
         return
-    parent = beside.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{beside.name}-", dir=parent) as folder:
-        target = Path(folder) / model.name
-        convert(model, target)
+    out = beside.resolve()
+    folder = Partial(out.with_name(f".{out.name}.distill"))
+    folder.acquire()
+    try:
+        target = folder.path / model.resolve().name
+        convert(model, target, overwrite=True)
         yield target
+    finally:
+        folder.discard()
 
 
 def fold(
@@ -165,22 +172,20 @@ def fold(
     `order` "frequency" instead packs rows by the accesses in `profile`, a file, or counted on `text`: see
     `converters.fold.order`.
     """
+    from ..converters.fold.options import fold_problems
     from ..converters.fold.order import order_checkpoint
     from ..converters.fold.stage import fold_checkpoint
 
+    batches = None if batch is None else as_batches(batch)
+    refuse(fold_problems(mode=mode, dtype=dtype, batch=batches, order=order, profile=profile, text=text))
     if order is not None:
-        if mode is not None or dtype != "keep" or batch is not None:
-            raise InputError("--order: a fold of its own that rounds nothing; run fold with --mode first")
         return order_checkpoint(
             Path(src), Path(out), order=order, profile=as_path(profile), text=as_path(text), overwrite=overwrite,
             copy=copy, jobs=jobs, memory_budget=as_budget(memory_budget), executor=executor, progress=progress,
         )  # fmt: skip
-    if profile is not None or text is not None:
-        raise InputError(f"--{'profile' if profile is not None else 'text'}: only --order frequency reads it")
     return fold_checkpoint(
-        Path(src), Path(out), mode=mode or "expand", dtype=dtype, batches=None if batch is None else as_batches(batch),
-        overwrite=overwrite, copy=copy, jobs=jobs, memory_budget=as_budget(memory_budget), executor=executor,
-        progress=progress,
+        Path(src), Path(out), mode=mode or "expand", dtype=dtype, batches=batches, overwrite=overwrite, copy=copy,
+        jobs=jobs, memory_budget=as_budget(memory_budget), executor=executor, progress=progress,
     )  # fmt: skip
 
 

@@ -20,6 +20,8 @@ from .scratch import quantize_scratch
 from .stages import Piece, StageWork
 from .work import Tensors
 
+NOTHING_ASKED = "nothing to do: give --tables int8, int4 or float8_e4m3, or --dense int8 or int4"
+
 
 def quantized_spec(spec: ModelSpec, tables: str | None, dense: str | None = None) -> ModelSpec:
     """The description with every table, and the dense weights, stored so; None leaves them.
@@ -27,7 +29,7 @@ def quantized_spec(spec: ModelSpec, tables: str | None, dense: str | None = None
     InputError where nothing is asked for, or what cannot be.
     """
     if tables is None and dense is None:
-        raise InputError("quantize: nothing to do: give --tables int8, int4 or float8_e4m3, or --dense int8 or int4")
+        raise InputError(f"quantize: {NOTHING_ASKED}")
     after = spec if tables is None else _with_tables(spec, tables)
     after = after if dense is None else _with_dense(after, dense)
     problems = model_problems(after)
