@@ -20,7 +20,7 @@
 namespace ultramem {
 namespace {
 
-// 2^x for x <= 0 (0 below 2^-126): a polynomial for the fraction in [-1/2, 1/2], within 2e-9 of it, times a power of two.
+// 2^x for x <= 0, 0 below 2^-126: a polynomial of the fraction in [-1/2, 1/2], within 2e-9, times a power of two.
 inline Vector exp2(Vector x) {
   constexpr float kLeast = -126.0f, kToWhole = 0x1.8p23f;  // adding it leaves no bits for a fraction
   const Vector held = Simd::larger(Simd::splat(kLeast), x);
