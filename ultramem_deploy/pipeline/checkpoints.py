@@ -141,7 +141,10 @@ def _canonical(model: Path | None, beside: Path) -> Iterator[Path | None]:
         return
     out = beside.resolve()
     folder = Partial(out.with_name(f".{out.name}.distill"))
-    folder.acquire()
+    try:
+        folder.acquire()
+    except OSError as error:
+        raise InputError(f"{out}: cannot be made: {error.strerror or error}; choose another directory") from None
     try:
         target = folder.path / model.resolve().name
         convert(model, target, overwrite=True)
