@@ -33,4 +33,9 @@ inline bool is_sound(const UltramemTuckerTopK& p) {
   return k_row >= 1 && k_col >= 1 && (p.k - 1) / k_col < k_row;  // k <= k_row * k_col, without the product
 }
 
+inline bool is_sound(const UltramemAttention& p) {
+  if (p.batch < 0 || p.heads < 1 || p.kv_heads < 1 || p.heads % p.kv_heads != 0) return false;
+  return p.places >= 1 && p.width >= 1 && p.value_width >= 1;
+}
+
 }  // namespace ultramem

@@ -115,10 +115,41 @@ typedef struct UltramemTuckerTopK {
   int64_t k;  // 1 <= k <= min(k, n_row) * min(k, n_col), k <= ULTRAMEM_MOST_KEPT
 } UltramemTuckerTopK;
 
+// Vectors of several heads at several places: elements from one sequence, head and place to the next. A vector's
+// numbers lie side by side.
+typedef struct UltramemHeads {
+  const void* data;
+  int64_t batch_stride;
+  int64_t head_stride;
+  int64_t place_stride;
+} UltramemHeads;
+
+// Attention of one position: output[b, h] = sum over p of weight[b, h, p] * v[b, h / group, p], where group = heads /
+// kv_heads and the weights are the softmax over places of scale * <q[b, h], k[b, h / group, p]>. A place of weight 0
+// whose value is not finite gives NaN, but places before the first that the mask allows, or behind the last, are not
+// read; a sequence without an allowed place gives NaN.
+typedef struct UltramemAttention {
+  UltramemHeads q;      // [batch, heads, 1, width] of `type`
+  UltramemHeads k;      // [batch, kv_heads, places, width] of `type`
+  UltramemHeads v;      // [batch, kv_heads, places, value_width] of `type`
+  const uint8_t* mask;  // [batch, places]: 1 where a place may be seen, else 0; null where all may
+  int64_t mask_stride;  // from one sequence to the next; 0 for one row that all share
+  void* output;         // [batch, heads, value_width] of `type`
+  UltramemType type;    // float32, float16 or bfloat16
+  int64_t batch;
+  int64_t heads;
+  int64_t kv_heads;  // divides heads
+  int64_t places;
+  int64_t width;
+  int64_t value_width;
+  float scale;
+} UltramemAttention;
+
 // Bytes of scratch (aligned to 64) that one call needs; the caller owns it, and calls that run together need one each.
 size_t ultramem_sparse_lookup_scratch(const UltramemSparseLookup* problem);
 size_t ultramem_sparse_gate_scratch(const UltramemSparseGate* problem);
 size_t ultramem_tucker_topk_scratch(const UltramemTuckerTopK* problem);
+size_t ultramem_attention_scratch(const UltramemAttention* problem);
 
 // `tokens` within [0, tokens) and `columns` within [0, D), from an even one for int4: one token can be shared among
 // threads by columns.
@@ -128,6 +159,8 @@ UltramemStatus ultramem_sparse_lookup(const UltramemSparseLookup* problem, Ultra
 UltramemStatus ultramem_sparse_gate(const UltramemSparseGate* problem, UltramemRange pairs, void* scratch);
 // `items` within [0, tokens*heads).
 UltramemStatus ultramem_tucker_topk(const UltramemTuckerTopK* problem, UltramemRange items, void* scratch);
+// `items` within [0, batch*kv_heads).
+UltramemStatus ultramem_attention(const UltramemAttention* problem, UltramemRange items, void* scratch);
 
 typedef void (*UltramemTask)(void* data, size_t index);
 
@@ -147,6 +180,7 @@ ULTRAMEM_PUBLIC UltramemStatus ultramem_sparse_gate_run(const UltramemSparseGate
                                                         const UltramemThreads* threads);
 ULTRAMEM_PUBLIC UltramemStatus ultramem_tucker_topk_run(const UltramemTuckerTopK* problem,
                                                         const UltramemThreads* threads);
+ULTRAMEM_PUBLIC UltramemStatus ultramem_attention_run(const UltramemAttention* problem, const UltramemThreads* threads);
 
 // `parallel` is GOMP_parallel, which GNU's, LLVM's and Intel's OpenMP offer alike.
 typedef struct UltramemOpenMp {

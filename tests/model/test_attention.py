@@ -1,4 +1,4 @@
-"""Attention of one position, as two products, against PyTorch's own in float64."""
+"""Attention of one position, as two products and by the native kernel, against PyTorch's own in float64."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from tests import builders as b
 from ultramem_deploy.model import KVCache
 from ultramem_deploy.model.attention import Context, one_position
+from ultramem_deploy.ops import native
 
 
 @pytest.mark.parametrize("heads, kv_heads", [(4, 4), (6, 2), (3, 1)])
@@ -28,7 +29,10 @@ def test_one_position(heads: int, kv_heads: int, scale: float | None, masked: bo
     torch.testing.assert_close(one_position(q, k, v, 11, mask, scale).double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_bfloat16_over_a_cache_that_doubled() -> None:
+@pytest.mark.parametrize("native_kernel", [True, False])
+def test_bfloat16_over_a_cache_that_doubled(native_kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not native_kernel:
+        monkeypatch.setattr(native, "kernels", lambda: None)
     decoder = b.decoder(num_layers=1, num_heads=4, num_kv_heads=2, head_dim=16)
     cache, generator = KVCache(decoder), torch.Generator().manual_seed(0)
     k, v = (torch.randn(3, 2, 301, 16, generator=generator).bfloat16() for _ in range(2))

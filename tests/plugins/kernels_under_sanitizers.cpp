@@ -164,6 +164,66 @@ void topk_refuses_too_many() {
   expect(ultramem_tucker_topk(&problem, {0, 1}, nullptr).code == ULTRAMEM_UNSUPPORTED_TYPE, "topk: bfloat16", 6);
 }
 
+// So many finite numbers of 16 bits, of either type, or of 32: no exponent is the largest.
+std::vector<unsigned char> numbers(UltramemType type, std::int64_t count) {
+  std::vector<unsigned char> bytes(static_cast<std::size_t>(count * (type == ULTRAMEM_FLOAT32 ? 4 : 2)));
+  const auto values = normal(count);
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &values[i], sizeof bits);
+    if (type == ULTRAMEM_FLOAT32) {
+      std::memcpy(&bytes[4 * i], &bits, 4);
+    } else {  // bfloat16 is the upper half; as a half's bits it is a number below 2
+      std::memcpy(&bytes[2 * i], reinterpret_cast<const unsigned char*>(&bits) + 2, 2);
+    }
+  }
+  return bytes;
+}
+
+// Keys and values behind one another with gaps, and none behind the last place of the last head.
+void attention(UltramemType type, std::int64_t places, std::int64_t width, std::int64_t value_width) {
+  const std::int64_t batch = 2, heads = 6, kv_heads = 2, gap = 3;
+  const auto strided = [&](std::int64_t columns, std::vector<unsigned char>* held) -> UltramemHeads {
+    const std::int64_t place = columns + gap, head = places * place + gap, sequence = kv_heads * head;
+    *held = numbers(type, (batch - 1) * sequence + (kv_heads - 1) * head + (places - 1) * place + columns);
+    return {held->data(), sequence, head, place};
+  };
+  std::vector<unsigned char> k_held, v_held, q = numbers(type, batch * heads * width);
+  const UltramemHeads k = strided(width, &k_held), v = strided(value_width, &v_held);
+  std::vector<std::uint8_t> mask(static_cast<std::size_t>(batch * places), 1);
+  for (std::int64_t p = 0; p + 1 < places; ++p) mask[static_cast<std::size_t>(p)] = generator() % 3 != 0;
+  std::vector<unsigned char> whole(
+      static_cast<std::size_t>(batch * heads * value_width) * (q.size() / (batch * heads * width)), 0xff);
+  auto cut = whole;
+  UltramemAttention problem{{q.data(), heads * width, width, width},
+                            k,
+                            v,
+                            mask.data(),
+                            places,
+                            whole.data(),
+                            type,
+                            batch,
+                            heads,
+                            kv_heads,
+                            places,
+                            width,
+                            value_width,
+                            0.25f};
+  std::vector<char> scratch(ultramem_attention_scratch(&problem) + 64);
+  char* aligned = scratch.data() + (64 - reinterpret_cast<std::uintptr_t>(scratch.data()) % 64);
+  expect(ultramem_attention(&problem, {0, batch * kv_heads}, aligned).code == ULTRAMEM_OK, "attention", places);
+  problem.output = cut.data();
+  for (std::int64_t i = 0; i < batch * kv_heads; ++i) ultramem_attention(&problem, {i, i + 1}, aligned);
+  expect(whole == cut, "attention: the cut matters", places);
+  problem.mask = nullptr;
+  expect(ultramem_attention(&problem, {1, 3}, aligned).code == ULTRAMEM_OK, "attention: no mask", places);
+  expect(ultramem_attention(&problem, {1, 5}, aligned).code == ULTRAMEM_BAD_SHAPE, "attention: a range outside", 5);
+  problem.heads = 5;
+  expect(ultramem_attention(&problem, {0, 1}, aligned).code == ULTRAMEM_BAD_SHAPE, "attention: groups of 2.5", 5);
+  problem.heads = heads, problem.type = ULTRAMEM_INT8;
+  expect(ultramem_attention(&problem, {0, 1}, aligned).code == ULTRAMEM_UNSUPPORTED_TYPE, "attention: int8", 8);
+}
+
 }  // namespace
 
 int main() {
@@ -181,6 +241,11 @@ int main() {
       const std::int64_t side = k < n ? k : n;
       if (k <= side * side) topk(n, n, k);
       if (k <= side && n > 3) topk(n - 1, n, k < n - 1 ? k : n - 1);
+    }
+  }
+  for (UltramemType type : {ULTRAMEM_FLOAT32, ULTRAMEM_FLOAT16, ULTRAMEM_BFLOAT16}) {
+    for (std::int64_t places : {1, 5, 64, 131, 300}) {
+      for (std::int64_t width : {1, 7, 16, 33, 80}) attention(type, places, width, 97 - width);
     }
   }
   lookup_refuses_addresses();

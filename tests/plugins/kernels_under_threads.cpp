@@ -14,7 +14,8 @@
 
 namespace {
 
-constexpr std::int64_t kRows = 64, kWidth = 512, kTokens = 40, kSlots = 24, kHeads = 2, kKeys = 100, kKept = 9;
+constexpr std::int64_t kRows = 64, kWidth = 512, kTokens = 40, kSlots = 24, kHeads = 2, kKeys = 100, kKept = 9,
+                       kPlaces = kWidth / 16, kHead = 16;
 constexpr int kHosts = 3;
 
 // Every task on a thread of its own, as the worst host would.
@@ -46,13 +47,14 @@ struct Inputs {
 
 struct Outputs {
   std::vector<float> sums = std::vector<float>(2 * kTokens * kWidth), gate = std::vector<float>(kTokens * kSlots),
-                     kept = std::vector<float>(kTokens * kHeads * kKept);
+                     kept = std::vector<float>(kTokens * kHeads * kKept),
+                     attended = std::vector<float>(kTokens * kHeads * kHead);
   std::vector<std::int64_t> indices = std::vector<std::int64_t>(kTokens * kHeads * kKept);
   bool fine = true;
 
   bool operator==(const Outputs& other) const {
     return fine && other.fine && sums == other.sums && gate == other.gate && kept == other.kept &&
-           indices == other.indices;
+           attended == other.attended && indices == other.indices;
   }
 };
 
@@ -79,9 +81,26 @@ void run(const Inputs& in, const UltramemThreads* threads, Outputs* out) {
                                 kKeys,
                                 1,
                                 kKept};
+  // x as a cache: a token is a sequence, and both heads see the places of its row.
+  const UltramemHeads cache{in.x.data(), kWidth, 0, kHead};
+  const UltramemAttention attention{{in.keys.data(), kHeads * kHead, kHead, kHead},
+                                    cache,
+                                    cache,
+                                    nullptr,
+                                    0,
+                                    out->attended.data(),
+                                    ULTRAMEM_FLOAT32,
+                                    kTokens,
+                                    kHeads,
+                                    kHeads,
+                                    kPlaces,
+                                    kHead,
+                                    kHead,
+                                    0.25f};
   out->fine = ultramem_sparse_lookup_run(&lookup, threads).code == ULTRAMEM_OK &&
               ultramem_sparse_gate_run(&gate, threads).code == ULTRAMEM_OK &&
-              ultramem_tucker_topk_run(&topk, threads).code == ULTRAMEM_OK;
+              ultramem_tucker_topk_run(&topk, threads).code == ULTRAMEM_OK &&
+              ultramem_attention_run(&attention, threads).code == ULTRAMEM_OK;
 }
 
 // Hosts that place one file at once share one copy, which goes with the last of them. Linux alone maps files so.

@@ -17,6 +17,7 @@ from ultramem_deploy.runtime import plugins
 EXPORTED = {
     "RegisterCustomOps",
     "ultramem_ask_ahead",
+    "ultramem_attention_run",
     "ultramem_cpu_error",
     "ultramem_cpu_isa",
     "ultramem_openmp_for",

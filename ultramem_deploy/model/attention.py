@@ -8,14 +8,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..ops import native_attention
 from ..spec import DecoderSpec
 from .cache import KVCache
 from .norms import Norm
 from .rope import rotate
 
 FEW = 128
-"""For one position on a CPU two products of matrices take a half to a seventh of scaled_dot_product_attention's time:
-in float32 up to so many places, in bfloat16 always, where nothing is copied (benchmarks/NOTES.md)."""
+"""For one position on a CPU without the native kernel, two products of matrices take a half to a seventh of
+scaled_dot_product_attention's time: in float32 up to so many places, in bfloat16 always, where nothing is copied
+(benchmarks/NOTES.md)."""
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
 
@@ -43,6 +45,8 @@ class Context:
         mask = self.sliding_mask if layer in decoder.sliding_layers else self.mask
         scale = decoder.score_scale
         places = k.shape[2]
+        if q.shape[2] == 1 and native_attention.usable(q, k, v, mask):
+            return native_attention.one_position(q, k, v, mask, scale).flatten(1)[:, None]
         if q.shape[2] == 1 and q.device.type == "cpu" and (places <= FEW or q.dtype == torch.bfloat16):
             if self.cache is not None:
                 k, v = self.cache.buffers(layer, k, v)

@@ -57,6 +57,7 @@ class Kernels:
         self.lookup = _function(library.ultramem_sparse_lookup_run)
         self.gate = _function(library.ultramem_sparse_gate_run)
         self.topk = _function(library.ultramem_tucker_topk_run)
+        self.attention = _function(library.ultramem_attention_run)
         self.read_ahead = _request(library.ultramem_read_ahead)
         self.ask_ahead = _request(library.ultramem_ask_ahead)
         # PyTorch's own OpenMP: threads of ours would compete with its threads for the same cores.
@@ -111,19 +112,20 @@ def usable(table: torch.Tensor | None, activations: tuple[torch.Tensor, ...], *o
     if torch.compiler.is_compiling() or dtype not in ACTIVATION_TYPES:
         return False
     for x in activations:
-        if x.dtype is not dtype or not _is_plain(x, gradients):
+        if x.dtype is not dtype or not is_plain(x, gradients):
             return False
     for other in others:
-        if other is not None and not _is_plain(other, gradients):
+        if other is not None and not is_plain(other, gradients):
             return False
     if table is not None and not (
-        _is_plain(table, gradients) and table.dtype in TABLE_TYPES and table.ndim == 2 and table.is_contiguous()
+        is_plain(table, gradients) and table.dtype in TABLE_TYPES and table.ndim == 2 and table.is_contiguous()
     ):
         return False
     return torch._C._len_torch_dispatch_stack() == 0 and kernels() is not None
 
 
-def _is_plain(x: torch.Tensor, gradients: bool) -> bool:
+def is_plain(x: torch.Tensor, gradients: bool) -> bool:
+    """Whether a kernel may take the tensor's memory: no subclass, on the CPU, no gradient wanted."""
     return type(x) in _PLAIN and x.is_cpu and not (gradients and x.requires_grad)
 
 
@@ -141,7 +143,7 @@ def sparse_lookup(
     pointers = addresses.data_ptr(), scores.data_ptr(), output.data_ptr()
     sizes = tokens, slots, cores, blocks
     problem = LOOKUP.pack(*described, *pointers, ACTIVATION_TYPES[scores.dtype], *sizes)
-    return output if _run("SparseLookup", "lookup", problem) else None
+    return output if run("SparseLookup", "lookup", problem) else None
 
 
 def sparse_gate(
@@ -154,7 +156,7 @@ def sparse_gate(
     pointers = addresses.data_ptr(), x.data_ptr(), gate.data_ptr()
     sizes = tokens, slots, x.shape[1], activation
     problem = GATE.pack(*_table(table, scales), *pointers, ACTIVATION_TYPES[x.dtype], *sizes)
-    return gate if _run("SparseGate", "gate", problem) else None
+    return gate if run("SparseGate", "gate", problem) else None
 
 
 def tucker_topk(
@@ -167,7 +169,7 @@ def tucker_topk(
     indices = row.new_empty((tokens, heads * k), dtype=torch.int64)
     pointers = [x.data_ptr() for x in (*inputs, scores, indices)]
     sizes = tokens, heads, rank, n_row, col.shape[3], core.shape[0], k
-    _run("TuckerTopK", "topk", TOPK.pack(*pointers, ACTIVATION_TYPES[row.dtype], *sizes))
+    run("TuckerTopK", "topk", TOPK.pack(*pointers, ACTIVATION_TYPES[row.dtype], *sizes))
     return scores, indices
 
 
@@ -204,7 +206,8 @@ def _table(table: torch.Tensor, scales: torch.Tensor | None) -> tuple[int, int, 
     return data, TABLE_TYPES[table.dtype], rows, width, width, scale, data in READ_AHEAD
 
 
-def _run(operator: str, name: str, problem: bytes) -> bool:
+def run(operator: str, name: str, problem: bytes) -> bool:
+    """Run the kernel `name` on a packed problem; False where an address is bad."""
     loaded = kernels()
     if loaded is None:
         raise RuntimeError(f"{operator}: the kernels are gone")

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "../problems.h"
+#include "attention_scratch.h"
 #include "candidate.h"
 #include "isa.h"
 
@@ -82,6 +83,8 @@ bool is_activation_type(UltramemType type) { return type == ULTRAMEM_FLOAT32 || 
 
 bool is_table_type(UltramemType type) { return ULTRAMEM_FLOAT32 <= type && type <= ULTRAMEM_FLOAT8_E4M3; }
 
+bool is_attention_type(UltramemType type) { return is_activation_type(type) || type == ULTRAMEM_BFLOAT16; }
+
 bool is_within(UltramemRange range, std::int64_t end) {
   return 0 <= range.begin && range.begin <= range.end && range.end <= end;
 }
@@ -110,6 +113,10 @@ size_t ultramem_tucker_topk_scratch(const UltramemTuckerTopK* problem) {
   return TuckerTopKScratch(*problem, nullptr).bytes;
 }
 
+size_t ultramem_attention_scratch(const UltramemAttention* problem) {
+  return AttentionScratch(*problem, nullptr).bytes;
+}
+
 UltramemStatus ultramem_sparse_lookup(const UltramemSparseLookup* problem, UltramemRange tokens, UltramemRange columns,
                                       void* scratch) {
   if (!is_activation_type(problem->type) || !is_table_type(problem->table.type)) return kUnsupportedType;
@@ -129,6 +136,12 @@ UltramemStatus ultramem_tucker_topk(const UltramemTuckerTopK* problem, UltramemR
   if (!is_activation_type(problem->type)) return kUnsupportedType;
   if (!is_sound(*problem) || !is_within(items, problem->tokens * problem->heads)) return kBadShape;
   return choice().isa->tucker_topk(*problem, items, scratch);
+}
+
+UltramemStatus ultramem_attention(const UltramemAttention* problem, UltramemRange items, void* scratch) {
+  if (!is_attention_type(problem->type)) return kUnsupportedType;
+  if (!is_sound(*problem) || !is_within(items, problem->batch * problem->kv_heads)) return kBadShape;
+  return choice().isa->attention(*problem, items, scratch);
 }
 
 }  // extern "C"

@@ -12,6 +12,7 @@ struct Isa {
                                   void* scratch);
   UltramemStatus (*sparse_gate)(const UltramemSparseGate&, UltramemRange pairs, void* scratch);
   UltramemStatus (*tucker_topk)(const UltramemTuckerTopK&, UltramemRange items, void* scratch);
+  UltramemStatus (*attention)(const UltramemAttention&, UltramemRange items, void* scratch);
 };
 
 extern const Isa kPlainIsa;

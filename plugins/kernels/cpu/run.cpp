@@ -5,6 +5,7 @@
 #include <memory>
 #include <thread>
 
+#include "../problems.h"
 #include "../ultramem_kernels.h"
 #include "../ultramem_tables.h"
 #include "row_bytes.h"
@@ -127,6 +128,17 @@ UltramemStatus ultramem_tucker_topk_run(const UltramemTuckerTopK* problem, const
     return ultramem_tucker_topk(problem, part_of(items, tasks, i), scratch);
   };
   return run(threads, tasks, ultramem_tucker_topk_scratch(problem), work);
+}
+
+UltramemStatus ultramem_attention_run(const UltramemAttention* problem, const UltramemThreads* threads) {
+  if (!is_sound(*problem)) return {ULTRAMEM_BAD_SHAPE, 0, 0, 0};
+  const std::int64_t items = problem->batch * problem->kv_heads;
+  const std::int64_t numbers = items * problem->places * (problem->width + problem->value_width);
+  const std::int64_t tasks = std::min(items, tasks_for(bytes_of(problem->type, numbers), threads));
+  const auto work = [&](std::int64_t i, void* scratch) {
+    return ultramem_attention(problem, part_of(items, tasks, i), scratch);
+  };
+  return run(threads, tasks, ultramem_attention_scratch(problem), work);
 }
 
 }  // extern "C"

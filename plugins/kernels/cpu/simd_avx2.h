@@ -58,12 +58,35 @@ struct Simd {
   static void store(Half* to, Vector value) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
   }
+  // Rounds to nearest, ties to even; a NaN stays one.
+  static void store(BFloat16* to, Vector value) {
+    const __m256i bits = _mm256_castps_si256(value), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), splat_bits(1));
+    const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, splat_bits(0x7fff)));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+    const __m256i whole = _mm256_blendv_epi8(rounded, _mm256_or_si256(bits, splat_bits(0x400000)), nan);
+    const __m256i high = _mm256_srli_epi32(whole, 16);
+    const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), packed);
+  }
   static Vector multiply_add(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
   static Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
   static float sum(Vector value) {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
+  static void store_four_sums(const Vector* four, float* to) {
+    const Vector sums = _mm256_hadd_ps(_mm256_hadd_ps(four[0], four[1]), _mm256_hadd_ps(four[2], four[3]));
+    _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1)));
+  }
+  static float largest(Vector value) {
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+  }
+  static Vector power_of_two(Vector value) {
+    const __m256i exponent = _mm256_add_epi32(_mm256_castps_si256(value), _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
   }
   // minps returns its second operand where either is NaN.
   static Vector ordered(Vector value) { return _mm256_min_ps(value, splat(__builtin_inff())); }
@@ -109,6 +132,7 @@ struct Simd {
   static Vector swap_middle(Vector value) {
     return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(value), 0xd8));
   }
+  static __m256i splat_bits(int bits) { return _mm256_set1_epi32(bits); }
   static __m128i load_bits(const void* from) { return _mm_loadu_si128(static_cast<const __m128i*>(from)); }
   static __m128i load_bytes(const void* from) { return _mm_loadl_epi64(static_cast<const __m128i*>(from)); }
 };

@@ -35,6 +35,13 @@ struct Simd {
   static Vector multiply_add(Vector a, Vector b, Vector c) { return a * b + c; }
   static Vector add(Vector a, Vector b) { return a + b; }
   static float sum(Vector value) { return value; }
+  // The sums of four vectors, side by side.
+  static void store_four_sums(const Vector* four, float* to) {
+    for (int i = 0; i < 4; ++i) to[i] = four[i];
+  }
+  static float largest(Vector value) { return value; }
+  // 2^n, where the lowest bits of each number are n, from -126 to 127.
+  static Vector power_of_two(Vector value) { return from_bits((to_bits(value) + 127) << 23); }
   // NaN becomes +infinity, so that comparisons order every lane.
   static Vector ordered(Vector value) { return value == value ? value : __builtin_inff(); }
   // The scores of the lanes set, side by side, and their positions; kWidth places of both may be written.
