@@ -64,7 +64,7 @@ def heal_checkpoint(
     options = with_rates(options, spec, source)
     if picture:
         check_picture(picture)
-    corpus, kept = load_corpus(text), load_corpus(retain) if retain else None
+    corpus, kept = load_corpus(text), load_corpus(retain, "--retain") if retain else None
     records = [source_record(path) for path in (src, distil) if path]
     run: Run | None = None
     with Stage(out, "heal", records, _settings(options, corpus, kept), overwrite=overwrite, copy=copy) as stage:

@@ -124,10 +124,15 @@ def generate(
     if not ids:
         raise InputError("--prompt: holds no tokens; give some text to continue")
     positions = runner.spec.decoder.max_positions if runner.spec else None
+    if positions is not None and len(ids) >= positions:
+        raise InputError(
+            f"--prompt: holds {len(ids)} tokens of the model's {positions} positions, which leaves no room for new ones; "
+            "shorten it"
+        )
     if positions is not None and len(ids) + max_new_tokens > positions:
         raise InputError(
             f"--max-new-tokens: {len(ids)} tokens of prompt and {max_new_tokens} new ones exceed the model's "
-            f"{positions} positions; ask for at most {max(0, positions - len(ids))}"
+            f"{positions} positions; ask for at most {positions - len(ids)}"
         )
     stop = runner.spec.tokens.eos if runner.spec else ()
     record, shown = Generation(), ""
