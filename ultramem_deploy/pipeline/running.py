@@ -126,8 +126,8 @@ def generate(
     positions = runner.spec.decoder.max_positions if runner.spec else None
     if positions is not None and len(ids) >= positions:
         raise InputError(
-            f"--prompt: holds {len(ids)} tokens of the model's {positions} positions, which leaves no room for new ones; "
-            "shorten it"
+            f"--prompt: holds {len(ids)} tokens of the model's {positions} positions, which leaves no room for new ones;"
+            " shorten it"
         )
     if positions is not None and len(ids) + max_new_tokens > positions:
         raise InputError(
