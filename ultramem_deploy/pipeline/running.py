@@ -49,8 +49,13 @@ def profile(
 ) -> dict[str, Any]:
     """Count the accesses of every slot on text; `out` keeps them for `fold`, `plot` draws them. See `profiling`."""
     from .. import profiling
+    from ..output_file import check_file, check_picture
     from ..spec import ModelSpec
 
+    if out is not None:
+        check_file(Path(out), "--out")
+    if plot is not None:
+        check_picture(Path(plot))
     told, counts = profiling.profile(Path(model), as_path(text), tokens, runtime, progress)
     if out is not None:
         profiling.save(Path(out), ModelSpec.load(Path(model)), counts, told)
