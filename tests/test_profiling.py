@@ -90,3 +90,14 @@ def test_what_cannot_be_profiled(written: Written, text: Path, tmp_path: Path) -
         profile(written(b.PLAIN, "dense", tokenizer=True), text=text)
     with pytest.raises(InputError, match=r"no tokenizer\.json"):
         profile(written(b.V1, "mute"), text=text)
+
+
+@pytest.mark.parametrize("option", ["out", "plot"])
+def test_a_place_that_cannot_be_written_is_told_before_the_model_is_read(option: str, tmp_path: Path) -> None:
+    model = tmp_path / "no model"
+    model.mkdir()
+    with pytest.raises(InputError, match=f"--{option}: {tmp_path}: is a directory"):
+        profile(model, **{option: tmp_path})
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match=f"--{option}: {tmp_path}/file: no such directory"):
+        profile(model, **{option: tmp_path / "file" / "out"})

@@ -144,6 +144,24 @@ def test_a_source_that_is_not_whole_is_no_reference(tmp_path: Path) -> None:
         verify(source, canonical, tokens=20)
 
 
+def test_what_is_no_model_is_no_reference(tmp_path: Path) -> None:
+    """transformers would look for a model in the file, or on the network."""
+    right = tmp_path / "right"
+    for name, content in {"config.json": b"{}", "model.bin": b"\x80\x02", "text": b"x"}.items():
+        file = tmp_path / name
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=f"{file}: expected a model directory or a .gguf file"):
+            verify(file, right, tokens=20)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(InputError, match=f"{empty}: holds neither config.json nor a .gguf file"):
+        verify(empty, right, tokens=20)
+    (empty / "config.json").write_text('{"model_type": "llama"}')
+    (empty / "pytorch_model.bin").write_bytes(b"{")
+    with pytest.raises(InputError, match="empty: transformers cannot load it"):
+        verify(empty, right, tokens=20)
+
+
 def test_other_slots_fail_even_where_the_outputs_are_zero(written: Written) -> None:
     silent = {n: np.zeros_like(t) for n, t in b.random_tensors(PAIR).items() if n.endswith("output.weight")}
     other = {n: -t for n, t in b.random_tensors(PAIR).items() if n.endswith((".u", ".v"))}

@@ -131,12 +131,10 @@ def retrieval_identity(spec: ModelSpec) -> str:
 def plot(path: Path, spec: ModelSpec, counts: list[np.ndarray]) -> None:
     """A heat map of each layer's grid of row and column keys, PNG; colours are log(1 + accesses of a cell).
 
-    Raises InputError without matplotlib, or where the file cannot be written.
+    Raises InputError where the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError("--plot: needs matplotlib: pip install matplotlib") from None
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4 * len(counts) + 1, 4), layout="constrained")
     axes = figure.subplots(1, len(counts), squeeze=False)[0]
     for index, (layer, seen, axis) in enumerate(zip(spec.memory, counts, axes, strict=True)):

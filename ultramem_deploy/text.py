@@ -30,30 +30,36 @@ class Corpus:
         return hashlib.sha256("\f".join((*self.train, *self.held_out)).encode()).hexdigest()
 
 
-def load_corpus(path: str | Path | None = None) -> Corpus:
+def load_corpus(path: str | Path | None = None, option: str = "--text") -> Corpus:
     """Documents of a text file (separated by form feeds or by three line breaks), or the Python language reference.
 
-    Every tenth document is held out. Raises InputError where the file cannot be read or is too short to split.
+    Every tenth document is held out. Raises InputError, beginning with `option`, where the file cannot be read or is
+    too short to split.
     """
     if path is None:
         name, documents = "python-language-reference", _python_reference()
     else:
-        name, documents = Path(path).name, _documents(Path(path))
+        name, documents = Path(path).name, _documents(read_text(path, option))
     held_out = tuple(documents[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY])
     train = [d for i, d in enumerate(documents) if i % HELD_OUT_EVERY != HELD_OUT_EVERY - 1]
     if not held_out:
-        raise InputError(f"{name}: {len(documents)} documents are too few to hold one in {HELD_OUT_EVERY} out")
+        raise InputError(
+            f"{option}: {name}: {len(documents)} documents are too few to hold one in {HELD_OUT_EVERY} out; give a "
+            "longer text"
+        )
     return Corpus(name, tuple(_without_repeats(train, held_out)), held_out)
 
 
-def read_text(path: str | Path) -> str:
+def read_text(path: str | Path, option: str = "--text") -> str:
     """A whole UTF-8 text file. Raises InputError where it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(f"--text: {path}: no such file") from None
+        raise InputError(f"{option}: {path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{option}: {path}: is a directory; expected a text file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--text: {path}: cannot be read as UTF-8 text ({error})") from None
+        raise InputError(f"{option}: {path}: cannot be read as UTF-8 text ({error})") from None
 
 
 def _python_reference() -> list[str]:
@@ -65,8 +71,7 @@ def _python_reference() -> list[str]:
     return [topics[name] for name in names]
 
 
-def _documents(path: Path) -> list[str]:
-    content = read_text(path)
+def _documents(content: str) -> list[str]:
     documents = [d.strip() for d in re.split(r"\f|\n{3,}", content)]
     documents = [d for d in documents if d]
     if len(documents) >= HELD_OUT_EVERY:

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 from ultramem_deploy.errors import InputError
 
 _LABELS = {"perplexity": "text", "retained": "retained text"}
-
-
-def check_plot(path: Path) -> None:
-    """InputError where a plot could not be drawn, before hours of training rather than after."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("--plot: needs matplotlib: pip install 'ultramem-deploy[plot]'")
-    if path.is_dir():
-        raise InputError(f"--plot: {path}: is a directory; expected the name of a PNG")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"--plot: {path.parent}: no such directory")
 
 
 def plot(path: Path, receipt: dict[str, Any]) -> None:

@@ -105,9 +105,9 @@ class HealOptions:
         for name in ("lr", "value_lr"):
             if not 0 <= getattr(self, name) < _LARGEST:
                 yield name, f"expected 0..{_LARGEST:g}, found {getattr(self, name)}"
-        for name in ("warmup", "patience", "seed"):
-            if not 0 <= getattr(self, name) < 1 << 63:
-                yield name, f"must not be negative, found {getattr(self, name)}"
+        yield from below(self, 0, "must not be negative", "warmup", "patience")
+        if not 0 <= self.seed < 1 << 63:
+            yield "seed", f"expected 0..{(1 << 63) - 1}, found {self.seed}"
         if not 0 <= self.regression <= 1:
             yield "regression", f"expected a share of the steps, 0..1, found {self.regression}"
         yield from below(self, 2, "expected at least 2", "length")

@@ -10,17 +10,18 @@ import numpy as np
 import torch
 
 from ultramem_deploy.checkpoint import Checkpoint, Stage, TensorTask, numpy_dtype, source_record
-from ultramem_deploy.checkpoint.carry import carry
+from ultramem_deploy.checkpoint.carry import carry, missing_bytes
 from ultramem_deploy.checkpoint.companions import companion_files
 from ultramem_deploy.checkpoint.files import require_space
 from ultramem_deploy.layout import tensor_layout
 from ultramem_deploy.model import UltraMemModel
+from ultramem_deploy.output_file import check_picture
 from ultramem_deploy.runtime.tokenizer import Tokenizer
 from ultramem_deploy.spec import ModelSpec
 from ultramem_deploy.text import Corpus, load_corpus
 
 from .checks import check_gradients, check_options, check_source
-from .curve import check_plot, plot
+from .curve import plot
 from .data import Windows
 from .devices import open_device
 from .models import changed_tensors, source_model, training_model
@@ -62,8 +63,8 @@ def heal_checkpoint(
     check_source(spec, distil, retain, options)
     options = with_rates(options, spec, source)
     if picture:
-        check_plot(picture)
-    corpus, kept = load_corpus(text), load_corpus(retain) if retain else None
+        check_picture(picture)
+    corpus, kept = load_corpus(text), load_corpus(retain, "--retain") if retain else None
     records = [source_record(path) for path in (src, distil) if path]
     run: Run | None = None
     with Stage(out, "heal", records, _settings(options, corpus, kept), overwrite=overwrite, copy=copy) as stage:
@@ -118,7 +119,9 @@ def _trainer(
 
 def _require_room(stage: Stage, model: UltraMemModel, source: Checkpoint, options: HealOptions) -> None:
     """InputError before any training where the disk cannot hold the result and what an interrupted run goes on from."""
-    needed = sum(source.info(name).nbytes for name in changed_tensors(model))
+    changed = changed_tensors(model)
+    needed = sum(source.info(name).nbytes for name in changed)
+    needed += missing_bytes(stage, source, [name for name in tensor_layout(model.spec) if name not in changed])
     needed += disk_needed(model, saved=options.steps > SAVE_EVERY, best=bool(options.patience))
     files = [stage.resume_file(name) for name in (STATE_NAME, BEST_NAME)]
     held = sum(file.stat().st_size for file in files if file.is_file())

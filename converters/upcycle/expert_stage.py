@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -28,8 +28,7 @@ from .expert_options import ExpertOptions, check_expert_options, source_tensors
 from .expert_receipt import collect, expert_costs, measure_experts, mixtures
 from .experts import expert_spec, expert_tasks
 from .remembering import remembered
-
-Progress = Callable[[int, int, str], None]
+from .writing import Writing
 
 
 def upcycle_experts(
@@ -38,11 +37,7 @@ def upcycle_experts(
     *,
     text: Path | None = None,
     options: ExpertOptions | None = None,
-    overwrite: bool = False,
-    copy: bool = False,
-    jobs: int | None = None,
-    memory_budget: int | None = None,
-    progress: Progress | None = None,
+    **writing: Unpack[Writing],
 ) -> dict[str, Any]:
     """Write `out`: every mixture of experts of `src` as a memory layer. Returns the receipt.
 
@@ -56,11 +51,8 @@ def upcycle_experts(
     corpus, tokenizer = _readable(src, text, options)
     settings = {"method": "experts", **asdict(options), **_named(corpus)}
     new_spec = expert_spec(spec, experts, options.active)
-    stage = Stage(
-        out, "upcycle", source_record(src), settings,
-        overwrite=overwrite, copy=copy, jobs=jobs, memory_budget=memory_budget, progress=progress,
-    )  # fmt: skip
-    with stage:
+    progress = writing.get("progress")
+    with Stage(out, "upcycle", source_record(src), settings, **writing) as stage:
         if stage.up_to_date:
             return stage.receipt | {"up_to_date": True}
         model = load(src, dtype="float32") if corpus else None
@@ -68,9 +60,9 @@ def upcycle_experts(
         data = collect(model, train, progress) if model is not None and train is not None else None
         columns = _remembered_columns(stage, lambda: _columns(model, data, experts, spec.decoder.hidden_size, options))
         memory, tables = expert_tasks(source, experts, columns)
-        chunks_in_flight([*memory, *tables], 1, memory_budget)
+        chunks_in_flight([*memory, *tables], 1, writing.get("memory_budget"))
         replaced = {name for block in experts.layers for name in source_tensors(spec.decoder, block)}
-        stage.require_room({"memory": memory, "tables": tables}, "free some disk", source.files)
+        stage.require_room({"memory": memory, "tables": tables}, carried=source.files)
         carry(stage, source, [name for name in tensor_layout(spec) if name not in replaced], "decoder")
         stage.write_tensors("memory", memory)
         stage.write_tensors("tables", tables)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -27,8 +27,7 @@ from .neuron_options import NeuronOptions, check_neuron_options
 from .neurons import BlockCurve, block_curves, neuron_spec, neuron_tasks, plan_blocks
 from .receipt import costs, measure
 from .remembering import remembered
-
-Progress = Callable[[int, int, str], None]
+from .writing import Writing
 
 
 def upcycle_neurons(
@@ -37,11 +36,7 @@ def upcycle_neurons(
     *,
     text: Path | None = None,
     options: NeuronOptions | None = None,
-    overwrite: bool = False,
-    copy: bool = False,
-    jobs: int | None = None,
-    memory_budget: int | None = None,
-    progress: Progress | None = None,
+    **writing: Unpack[Writing],
 ) -> dict[str, Any]:
     """Write `out`: the FFNs of the dense checkpoint `src` as memory layers fitted on `text`. Returns the receipt.
 
@@ -53,11 +48,8 @@ def upcycle_neurons(
     check_neuron_options(spec, options)
     source, corpus, tokenizer = Checkpoint.open(src), load_corpus(text), Tokenizer(src)
     stage_options = {"method": "neurons", **asdict(options), "text": corpus.name, "text_sha256": corpus.sha256}
-    stage = Stage(
-        out, "upcycle", source_record(src), stage_options,
-        overwrite=overwrite, copy=copy, jobs=jobs, memory_budget=memory_budget, progress=progress,
-    )  # fmt: skip
-    with stage:
+    progress = writing.get("progress")
+    with Stage(out, "upcycle", source_record(src), stage_options, **writing) as stage:
         if stage.up_to_date:
             return stage.receipt | {"up_to_date": True}
         longest = spec.decoder.max_positions
@@ -70,7 +62,7 @@ def upcycle_neurons(
         curves = _remembered_curves(stage, lambda: block_curves(dense, statistics, options, exact_scales=exact))
         plans = plan_blocks(curves, options)
         new_spec, groups = neuron_spec(spec, plans), neuron_tasks(source, plans)
-        chunks_in_flight([task for tasks in groups.values() for task in tasks], 1, memory_budget)
+        chunks_in_flight([task for tasks in groups.values() for task in tasks], 1, writing.get("memory_budget"))
         _write(stage, source, new_spec, groups)
         stage.write_json("config.json", new_spec.to_config())
         for file in companion_files(src):
@@ -110,7 +102,7 @@ def _remembered_curves(stage: Stage, fit: Callable[[], list[BlockCurve]]) -> lis
 def _write(stage: Stage, source: Checkpoint, spec: ModelSpec, groups: dict[str, list[TensorTask]]) -> None:
     """Write the new tensors and carry the others over."""
     new = {task.name for tasks in groups.values() for task in tasks}
-    stage.require_room(groups, "free some disk", source.files)
+    stage.require_room(groups, carried=source.files)
     carry(stage, source, [name for name in tensor_layout(spec) if name not in new], "decoder")
     for group, tasks in groups.items():
         if tasks:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from ultramem_deploy.checkpoint import Checkpoint, Stage, source_record
 from ultramem_deploy.checkpoint.budget import chunks_in_flight
 from ultramem_deploy.checkpoint.carry import carry
 from ultramem_deploy.checkpoint.companions import companion_files
-from ultramem_deploy.defaults import DEFAULT_BUDGET
 from ultramem_deploy.errors import InputError
 from ultramem_deploy.planning import parameter_counts
 from ultramem_deploy.planning.machine import available_memory
@@ -20,6 +18,7 @@ from ultramem_deploy.units import size
 
 from .identity import memory_tasks, permutation_bytes, table_tasks, upcycled_spec
 from .identity_options import IdentityOptions
+from .writing import Writing
 
 METHODS = ("identity", "neurons", "experts")
 
@@ -30,11 +29,7 @@ def upcycle_checkpoint(
     *,
     method: str = "identity",
     options: IdentityOptions | None = None,
-    overwrite: bool = False,
-    copy: bool = False,
-    jobs: int | None = None,
-    memory_budget: int | None = DEFAULT_BUDGET,
-    progress: Callable[[int, int, str], None] | None = None,
+    **writing: Unpack[Writing],
 ) -> dict[str, Any]:
     """Write `out`: the decoder's shards linked, the memory layers new. Returns the receipt.
 
@@ -46,24 +41,13 @@ def upcycle_checkpoint(
     spec = upcycled_spec(ModelSpec.load(src), options)
     source = Checkpoint.open(src)
     dtype = source.info("model.embed_tokens.weight").dtype
-    record = source_record(src)
     stage_options = {"method": method, **asdict(options)}
     groups = {
         "memory": memory_tasks(spec, dtype, options.seed),
         "tables": table_tasks(spec, dtype, options.seed),
     }
-    chunks_in_flight([task for tasks in groups.values() for task in tasks], 1, memory_budget)
-    with Stage(
-        out,
-        "upcycle",
-        record,
-        stage_options,
-        overwrite=overwrite,
-        copy=copy,
-        jobs=jobs,
-        memory_budget=memory_budget,
-        progress=progress,
-    ) as stage:
+    chunks_in_flight([task for tasks in groups.values() for task in tasks], 1, writing.get("memory_budget"))
+    with Stage(out, "upcycle", source_record(src), stage_options, **writing) as stage:
         if not stage.up_to_date:
             advice = "choose a smaller --knum (a table has knum*knum rows) or --value-width"
             stage.require_room(groups, advice, source.files)

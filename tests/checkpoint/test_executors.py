@@ -119,6 +119,28 @@ with open_crew("processes", [task], 2) as crew:
         time.sleep(0.05)
 
 
+def test_an_interruption_from_the_terminal_is_the_parents_alone(spawn: Any) -> None:
+    """It goes to the whole group of processes, and a worker may be at its imports, where it would print a traceback."""
+    script = """
+import os, signal, time
+import numpy as np
+from ultramem_deploy.checkpoint import TensorTask
+from ultramem_deploy.checkpoint.executors import open_crew
+task = TensorTask("a", "float32", (10, 10), lambda start, stop: np.zeros((stop - start, 10), np.float32))
+os.setpgid(0, 0)
+with open_crew("processes", [task], 2):
+    try:
+        time.sleep(0.03)
+        os.killpg(0, signal.SIGINT)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        time.sleep(1)
+"""
+    process = spawn(script)
+    assert process.communicate(timeout=60)[1] == ""
+    assert process.returncode == 0
+
+
 def test_checkpoints_travel_and_large_arrays_do_not(source: Path) -> None:
     task = TensorTask.copy(Checkpoint.open(source), "table", dtype="bfloat16")
     (same,) = unpacked(packed([task]))

@@ -90,3 +90,14 @@ def test_failed_writes_leave_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(InputError, match="a.json: cannot be written: No space left"):
         files.write_atomic(tmp_path / "a.json", b"new")
     assert os.listdir(tmp_path) == ["a.json"] and (tmp_path / "a.json").read_text() == "old"
+
+
+def test_a_file_on_a_read_only_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There not even a file that is not there can be unlinked."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    with pytest.raises(InputError, match=r"out: cannot be written: Read-only .*check the directory and its perm"):
+        files.write_atomic(tmp_path / "out", b"x")

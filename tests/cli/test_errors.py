@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import Result
 
 from tests.cli.conftest import Chain, Invoke
@@ -45,11 +46,17 @@ def assert_one_line(result: Result, said: str, code: int = 2) -> None:
     (["export", "{source}", "{out}"], "not a canonical checkpoint"),
     (["export", "{convert}", "{out}", "--target", "phone"], "'phone' is not one of 'ort', 'portable'"),
     (["inspect", "{file}"], "expected a model directory"),
+    (["fold", "{file}", "{out}"], "file: expected a model directory with config.json, found a file"),
+    (["diff", "{convert}", "{file}"], "file: expected a model directory with config.json, found a file"),
+    (["patch", "{upcycle}", "{out}", "--delta", "{file}"], "file: expected a model directory with delta.json, found"),
     (["verify", "{convert}", "{convert}", "--tokens", "1"], "--tokens"),
     (["verify", "{convert}", "{convert}", "--runtime", "ort"], "no model.onnx"),
     (["generate", "{convert}", "--prompt", ""], "--prompt"),
     (["generate", "{convert}"], "Missing option '--prompt'"),
     (["generate", "{convert}", "--prompt", "a", "--max-new-tokens", "0"], "--max-new-tokens"),
+    (["generate", "{convert}", "--prompt", "é" * 999], "positions; shorten it"),
+    (["heal", "{upcycle}", "{out}", "--seed", str(2**63)], f"--seed: expected 0..{2**63 - 1}, found {2**63}"),
+    (["heal", "{upcycle}", "{out}", "--length", "9", "--distill", "{convert}", "--retain", "{file}"], "--retain: file"),
 ])  # fmt: skip
 def test_bad_input(um: Invoke, chain: Chain, tmp_path: Path, arguments: list[str], said: str) -> None:
     file = tmp_path / "file"
@@ -85,9 +92,24 @@ def test_the_machines_limits_are_one_line(
     assert_one_line(um("convert", source, "out"), "/somewhere/file: it cannot")
 
 
-@pytest.mark.parametrize("error", [MemoryError(), MemoryError("Unable to allocate 75 GiB")])
+def _torch_out_of_memory() -> RuntimeError:
+    """What PyTorch says where it cannot allocate: 2**56 bytes are more than any machine has."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 56, dtype=torch.uint8)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        MemoryError("Unable to allocate 75 GiB"),
+        _torch_out_of_memory(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 75 GiB"),
+    ],
+)
 def test_too_little_memory_is_one_line(
-    um: Invoke, source: Path, monkeypatch: pytest.MonkeyPatch, error: MemoryError
+    um: Invoke, source: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     monkeypatch.setattr(pipeline, "convert", _raising(error))
     assert_one_line(um("convert", source, "out"), "out of memory")

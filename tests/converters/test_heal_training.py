@@ -183,6 +183,16 @@ def test_too_small_a_disk_is_refused_before_any_step(
     assert heal(model, tmp_path / "out", text=text, **OPTIONS)["losses"]  # too few steps to save a state
 
 
+def test_room_for_what_is_copied_is_looked_for_before_any_step(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carried = sum(a.nbytes for name, a in arrays(model).items() if not name.startswith(("memory.", "tables.")))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=carried))
+    with pytest.raises(InputError, match="the trained tensors and the state of 'heal' need .* short"):
+        heal(model, tmp_path / "out", text=text, copy=True, **OPTIONS)
+
+
 def test_a_state_that_cannot_be_written_is_one_line(
     model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

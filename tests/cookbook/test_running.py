@@ -216,6 +216,14 @@ def test_what_cannot_work_is_told_before_the_first_stage(recipe: Path, tmp_path:
         assert not (tmp_path / "out").exists()
 
 
+def test_an_error_of_a_stage_names_the_stage(recipe: Path, tmp_path: Path) -> None:
+    model = builders.write_checkpoint(tmp_path / "model", builders.V1, tokenizer=True)
+    with pytest.raises(InputError, match=r"^fold-2: memory layer 0 has no key norm"):
+        um.run(recipe, model, tmp_path / "out", settings={"fold-2.mode": "keys"})
+    with pytest.raises(CheckFailed, match=r"^verify-2: (?!verify)"):
+        um.run(recipe, model, tmp_path / "made", settings={"verify-2.max_abs": 0.0})
+
+
 def test_recipes_compute_what_the_verbs_compute(recipe: Path, tmp_path: Path) -> None:
     model = builders.write_checkpoint(tmp_path / "model", builders.V1, tokenizer=True)
     result = um.run(recipe, model, tmp_path / "out")

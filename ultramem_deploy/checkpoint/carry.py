@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 
-from ultramem_deploy.checkpoint.header import read_header
+from ultramem_deploy.checkpoint.header import TensorInfo, read_header
 from ultramem_deploy.checkpoint.reader import Checkpoint
 from ultramem_deploy.checkpoint.stage import Stage
 from ultramem_deploy.checkpoint.writer import TensorTask
@@ -15,17 +16,32 @@ def carry(stage: Stage, source: Checkpoint, names: Collection[str], group: str =
 
     The rewritten tensors go to shards called after `group`. Raises InputError as `Stage` does.
     """
+    whole, loose = _split(source, names)
+    for file, infos in whole.items():
+        stage.link_shard(file, infos)
+    if loose:
+        stage.write_tensors(group, loose)
+
+
+def missing_bytes(stage: Stage, source: Checkpoint, names: Collection[str], group: str = "carried") -> int:
+    """Bytes that `carry` would add to the disk."""
+    whole, loose = _split(source, names)
+    return stage.missing_bytes({group: loose} if loose else {}, whole)
+
+
+def _split(source: Checkpoint, names: Collection[str]) -> tuple[dict[Path, list[TensorInfo]], list[TensorTask]]:
+    """Files that are kept whole, with their tensors, and the kept tensors of all others."""
     kept = set(names)
+    whole: dict[Path, list[TensorInfo]] = {}
     loose: list[TensorTask] = []
     for file in source.files:
         infos = [info for info in source.tensors.values() if info.file == file]
         wanted = [info for info in infos if info.name in kept]
         if wanted and len(wanted) == len(infos):
-            stage.link_shard(file, wanted)
+            whole[file] = wanted
         else:
             loose += [TensorTask.copy(source, info.name) for info in wanted]
-    if loose:
-        stage.write_tensors(group, loose)
+    return whole, loose
 
 
 def staged(stage: Stage) -> Checkpoint:

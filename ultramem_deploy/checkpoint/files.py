@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -49,7 +50,8 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # on a read-only disk even this fails
+            temporary.unlink(missing_ok=True)
         raise write_failed(path, error, len(data)) from None
 
 

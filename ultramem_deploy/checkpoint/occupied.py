@@ -29,6 +29,12 @@ def check_outside(out: Path, source: Path) -> None:
         raise InputError(f"{out}: lies in the source {source.name}, which must stay as it is; choose another output")
 
 
+def check_elsewhere(out: Path) -> None:
+    """InputError when this process, and so the shell that started it, works in `out`: its directory is replaced."""
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise InputError(f"{out}: is the current directory, which the output would replace; run it from another one")
+
+
 def is_made(out: Path, parts: dict[str, Any], overwrite: bool) -> bool:
     """Whether `out` is what a stage with fingerprint `parts` would make; False when it is free or may be replaced.
 

@@ -94,7 +94,8 @@ class Processes:
         handles = (theirs.fileno(), memory)
         command = [sys.executable, "-m", "ultramem_deploy.checkpoint.worker", *map(str, handles)]
         environment = os.environ | ONE_THREAD | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        worker = subprocess.Popen(command, pass_fds=handles, env=environment, stdin=subprocess.DEVNULL)
+        # In a group of its own: a terminal interrupts groups, and whether to end is for this process to say.
+        worker = subprocess.Popen(command, pass_fds=handles, env=environment, stdin=subprocess.DEVNULL, process_group=0)
         theirs.close()
         ours.send_bytes(self._packed)
         self._workers.append((worker, ours))

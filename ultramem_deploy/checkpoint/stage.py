@@ -14,7 +14,7 @@ from ultramem_deploy.checkpoint.header import TensorInfo, read_header
 from ultramem_deploy.checkpoint.index import INDEX_NAME
 from ultramem_deploy.checkpoint.journal import JOURNAL_SUFFIX, PART_SUFFIX
 from ultramem_deploy.checkpoint.linking import Linker
-from ultramem_deploy.checkpoint.occupied import check_sources, is_made
+from ultramem_deploy.checkpoint.occupied import check_elsewhere, check_sources, is_made
 from ultramem_deploy.checkpoint.partial import RESUME_PREFIX, STATE_NAMES, Partial
 from ultramem_deploy.checkpoint.pending import PendingSource
 from ultramem_deploy.checkpoint.provenance import (
@@ -134,6 +134,7 @@ class Stage:
         try:
             check_sources(self.out, self._given)
             if not self._is_made():
+                check_elsewhere(self.out)
                 self._partial.acquire()
                 if self._is_made():
                     self._partial.discard()
@@ -210,15 +211,19 @@ class Stage:
         self, groups: Mapping[str, Sequence[TensorTask]], advice: str = "", carried: Iterable[Path] = ()
     ) -> None:
         """InputError before any work where the disk cannot hold all that `write_tensors` will be given, or a chunk
-        does not fit the memory budget. `advice` names the option that would need less; `carried` are the files that
-        will be linked, which take room where they must be copied.
+        does not fit the memory budget. `advice` names the option that would need less; `carried` as for
+        `missing_bytes`.
+        """
+        require_space(self.workdir, self.missing_bytes(groups, carried), f"the tensors of {self.name!r}", advice)
 
-        What an interrupted run wrote counts as held.
+    def missing_bytes(self, groups: Mapping[str, Sequence[TensorTask]], carried: Iterable[Path] = ()) -> int:
+        """Bytes that `write_tensors` of these groups and linking the files `carried` would add to the disk.
+
+        Files take room where they must be copied. What an interrupted run wrote counts as held.
         """
         new = (file for file in carried if file.name not in self._partial.records)
         needed = sum(file.stat().st_size for file in new if self.copy or self._linker.must_copy(file))
-        needed += sum(self._shards.missing_bytes(group, tasks) for group, tasks in groups.items())
-        require_space(self.workdir, needed, f"the tensors of {self.name!r}", advice)
+        return needed + sum(self._shards.missing_bytes(group, tasks) for group, tasks in groups.items())
 
     def link_shard(self, file: Path, infos: Iterable[TensorInfo], sha256: str | None = None) -> str:
         """Take over a whole safetensors file and list its tensors `infos` in the index; returns its name in the output.

@@ -42,13 +42,19 @@ def message_and_code(error: Exception) -> tuple[str, int] | None:
         return f"error: {error.format_message()}", error.exit_code
     if isinstance(error, click.Abort):
         return INTERRUPTED, SIGINT_CODE
-    if isinstance(error, MemoryError):
+    if _is_out_of_memory(error):
         said = f" ({error})" if str(error) else ""
         return f"error: out of memory{said}; choose smaller sizes, or a machine with more memory", USAGE_CODE
     if isinstance(error, OSError) and error.errno in _MACHINE:
         where = f"{error.filename}: " if error.filename else ""
         return f"error: {where}{error.strerror or error}", USAGE_CODE
     return None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """NumPy's, and PyTorch's: it has a type for a GPU alone, by name here because verbs must not import it."""
+    allocating = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or allocating or type(error).__name__ == "OutOfMemoryError"
 
 
 def one_line(message: str) -> str:

@@ -58,12 +58,14 @@ def _reused(result: Mapping[str, Any]) -> str:
 
 def _next(then: str, common: StageOptions) -> str:
     verb_name = then.split()[0]
-    beside = common.out.with_name(f"{common.out.name}-{verb_name}")
-    return then.format(src=_quoted(common.src), out=_quoted(common.out), beside=_quoted(beside))
+    out = common.out if common.out.name not in ("", "..") else common.out.resolve()
+    beside = out.with_name(f"{out.name}-{verb_name}")
+    return then.format(src=_quoted(common.src), out=_quoted(out), beside=_quoted(beside))
 
 
 def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))
+    """As a shell reads it; what begins with a dash would be read as an option."""
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
 def progress_bar(name: str, quiet: bool) -> AbstractContextManager[Progress | None]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -15,7 +15,7 @@ from .. import pipeline
 from ..checkpoint.files import sha256_file, write_atomic
 from ..checkpoint.provenance import fingerprint, pretty_json, read_provenance, tool_version
 from ..defaults import DEFAULT_BUDGET
-from ..errors import ConfigError, InputError
+from ..errors import CheckFailed, ConfigError, InputError, UltraMemError
 from ..pipeline import Budget, Progress
 from .figures import key_figure
 from .files import find, load
@@ -90,7 +90,7 @@ class _Kitchen:
 
     def cook(self, step: Step) -> dict[str, Any]:
         start = time.perf_counter()
-        with self.watch(step.name) as progress:
+        with self.watch(step.name) as progress, _told_of(step):
             output, receipt = (self._verify if step.stage == "verify" else self._make)(step, progress)
         return {
             "name": step.name,
@@ -135,6 +135,16 @@ class _Kitchen:
         text = options.get("text")
         read = sha256_file(Path(text)) if text and Path(text).is_file() else None
         return fingerprint([prints, self.line.index(reference), dict(options), read, tool_version()])
+
+
+@contextmanager
+def _told_of(step: Step) -> Iterator[None]:
+    """Errors of the stage with its name in the recipe in front."""
+    try:
+        yield
+    except UltraMemError as error:
+        kind = CheckFailed if isinstance(error, CheckFailed) else InputError
+        raise kind(f"{step.name}: {str(error).removeprefix(f'{step.stage}: ')}") from error
 
 
 def _record(file: Path) -> dict[str, Any]:

@@ -67,8 +67,10 @@ def upcycle(
     FFNs into them, fitted on `text`, `sizes` being the fields of `NeuronOptions`; "experts" does so with mixtures of
     experts, `sizes` being the fields of `ExpertOptions`.
     """
+    from ..converters.upcycle.writing import Writing
+
     source, target = Path(src), Path(out)
-    common: dict[str, Any] = {
+    writing: Writing = {
         "overwrite": overwrite, "copy": copy, "jobs": jobs, "memory_budget": as_budget(memory_budget),
         "progress": progress,
     }  # fmt: skip
@@ -76,23 +78,19 @@ def upcycle(
         from ..converters.upcycle.neuron_options import NeuronOptions
         from ..converters.upcycle.neuron_stage import upcycle_neurons
 
-        return upcycle_neurons(
-            Path(src), Path(out), text=as_path(text), options=as_options(NeuronOptions, sizes), **common
-        )
+        return upcycle_neurons(source, target, text=as_path(text), options=as_options(NeuronOptions, sizes), **writing)
     if method == "experts":
         from ..converters.upcycle.expert_options import ExpertOptions
         from ..converters.upcycle.expert_stage import upcycle_experts
 
-        return upcycle_experts(
-            Path(src), Path(out), text=as_path(text), options=as_options(ExpertOptions, sizes), **common
-        )
+        return upcycle_experts(source, target, text=as_path(text), options=as_options(ExpertOptions, sizes), **writing)
     from ..converters.upcycle.identity_options import IdentityOptions
     from ..converters.upcycle.stage import upcycle_checkpoint
 
     if text is not None:
         raise InputError(f"--text: --method {method} reads no text; leave it out")
     options = as_options(IdentityOptions, sizes)
-    return upcycle_checkpoint(source, target, method=method, options=options, **common)
+    return upcycle_checkpoint(source, target, method=method, options=options, **writing)
 
 
 def heal(
@@ -141,7 +139,10 @@ def _canonical(model: Path | None, beside: Path) -> Iterator[Path | None]:
         return
     out = beside.resolve()
     folder = Partial(out.with_name(f".{out.name}.distill"))
-    folder.acquire()
+    try:
+        folder.acquire()
+    except OSError as error:
+        raise InputError(f"{out}: cannot be made: {error.strerror or error}; choose another directory") from None
     try:
         target = folder.path / model.resolve().name
         convert(model, target, overwrite=True)

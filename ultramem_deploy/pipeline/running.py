@@ -49,8 +49,13 @@ def profile(
 ) -> dict[str, Any]:
     """Count the accesses of every slot on text; `out` keeps them for `fold`, `plot` draws them. See `profiling`."""
     from .. import profiling
+    from ..output_file import check_file, check_picture
     from ..spec import ModelSpec
 
+    if out is not None:
+        check_file(Path(out), "--out")
+    if plot is not None:
+        check_picture(Path(plot))
     told, counts = profiling.profile(Path(model), as_path(text), tokens, runtime, progress)
     if out is not None:
         profiling.save(Path(out), ModelSpec.load(Path(model)), counts, told)
@@ -118,12 +123,8 @@ def generate(
     ids = tokenizer.encode(prompt)
     if not ids:
         raise InputError("--prompt: holds no tokens; give some text to continue")
-    positions = runner.spec.decoder.max_positions if runner.spec else None
-    if positions is not None and len(ids) + max_new_tokens > positions:
-        raise InputError(
-            f"--max-new-tokens: {len(ids)} tokens of prompt and {max_new_tokens} new ones exceed the model's "
-            f"{positions} positions; ask for at most {max(0, positions - len(ids))}"
-        )
+    if runner.spec:
+        _check_positions(len(ids), max_new_tokens, runner.spec.decoder.max_positions)
     stop = runner.spec.tokens.eos if runner.spec else ()
     record, shown = Generation(), ""
     for _ in greedy(runner, ids, max_new_tokens, stop, record):
@@ -145,3 +146,14 @@ def generate(
         **timing,
         "tokens_per_second": record.tokens_per_second,
     }
+
+
+def _check_positions(prompt: int, new: int, positions: int) -> None:
+    """InputError where a prompt and as many new tokens do not fit the model's positions."""
+    if prompt >= positions:
+        raise InputError(f"--prompt: holds {prompt} tokens, all of the model's {positions} positions; shorten it")
+    if prompt + new > positions:
+        raise InputError(
+            f"--max-new-tokens: {prompt} tokens of prompt and {new} new ones exceed the model's {positions} positions;"
+            f" ask for at most {positions - prompt}"
+        )

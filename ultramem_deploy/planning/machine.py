@@ -47,8 +47,9 @@ def new_table_room(out: Path) -> Room:
 
     Else a finished or interrupted run's own files would change the choice of the next one.
     """
-    held = sum(_own_bytes(path) for path in (out, out.with_name(out.name + ".partial")))
-    return Room(free_disk(out.parent) + held, total_memory())
+    made = out.resolve()
+    held = sum(_own_bytes(path) for path in (made, made.with_name(made.name + ".partial")))
+    return Room(free_disk(made.parent) + held, total_memory())
 
 
 def _own_bytes(directory: Path) -> int:

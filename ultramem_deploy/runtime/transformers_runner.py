@@ -59,15 +59,16 @@ class TransformersSession:
 def _load(path: Path) -> Any:
     """The source's model in float32. Raises InputError where transformers cannot load it whole."""
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     gguf = path if path.suffix == ".gguf" else next(iter(sorted(path.glob("*.gguf"))), None)
+    if gguf is None:
+        _check_directory(path)
     try:
         if gguf is not None:
             return _load_gguf(gguf)
         loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # whatever transformers makes of files that are not what it expects
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path.name}: transformers cannot load it ({first})") from None
     model, found = loaded
@@ -77,6 +78,14 @@ def _load(path: Path) -> Any:
             names = sorted(map(str, found[kind]))
             raise InputError(f"{path.name}: {len(names)} {kind.replace('_keys', '')} tensors, {names[0]} among them")
     return model
+
+
+def _check_directory(path: Path) -> None:
+    """InputError for what transformers would look for elsewhere, or take for another kind of file."""
+    if path.is_file():
+        raise InputError(f"{path}: expected a model directory or a .gguf file; it is a file of another kind")
+    if not (path / "config.json").is_file():
+        raise InputError(f"{path}: holds neither config.json nor a .gguf file; expected a model directory")
 
 
 def _load_gguf(file: Path) -> Any:

@@ -14,123 +14,55 @@
 #include <cstring>
 #include <type_traits>
 
-#include "attention_scratch.h"
-#include "span.h"
+#include "attention_blocks.h"
+#include "exp2.h"
 
 namespace ultramem {
 namespace {
 
-// 2^x for x <= 0, 0 below 2^-126: a polynomial of the fraction in [-1/2, 1/2], within 2e-9, times a power of two.
-inline Vector exp2(Vector x) {
-  constexpr float kLeast = -126.0f, kToWhole = 0x1.8p23f;  // adding it leaves no bits for a fraction
-  const Vector held = Simd::larger(Simd::splat(kLeast), x);
-  const Vector whole = Simd::add(held, Simd::splat(kToWhole));
-  const Vector fraction = Simd::add(held, Simd::multiply_add(Simd::splat(-1), whole, Simd::splat(kToWhole)));
-  constexpr float kFactors[] = {0x1.5f456ap-10f, 0x1.3b2dbcp-7f, 0x1.c6aed4p-5f, 0x1.ebfbdap-3f, 0x1.62e430p-1f, 1.0f};
-  Vector sum = Simd::splat(0x1.41d32ep-13f);
-  for (const float factor : kFactors) sum = Simd::multiply_add(sum, fraction, Simd::splat(factor));
-  const Vector zero = Simd::splat(0);
-  const Vector power =
-      Simd::multiply_add(Simd::power_of_two(whole), Simd::count_greater(zero, x, Simd::splat(kLeast)), zero);
-  return Simd::multiply_add(sum, power, zero);
-}
-
 template <typename T>
 class Attention {
  public:
-  Attention(const UltramemAttention& problem, void* scratch)
-      : p_(problem), s_(problem, scratch), most_places_(most_places(problem)) {}
+  Attention(const UltramemAttention& problem, UltramemRange items, void* scratch)
+      : p_(problem), s_(problem, scratch), blocks_(problem, sizeof(T), items) {}
 
-  void run(UltramemRange items) {
-    if (items.begin == items.end) return;
-    Block now = first_of(items.begin);
+  void run() {
+    PlaceBlock now = blocks_.first();
+    if (!blocks_.has(now)) return;
     request_rest(keys_of(now), 0);
     begin(now.item);
-    while (now.item < items.end) {
-      const Block next = following(now, items.end);
+    while (blocks_.has(now)) {
+      const PlaceBlock next = blocks_.after(now);
       const Rows keys = keys_of(now), values = values_of(now);
       score(keys, values);
       weigh(now);
-      add(values, next.item < items.end ? keys_of(next) : values);
-      if (next.item != now.item) finish(now.item);
-      if (next.item != now.item && next.item < items.end) begin(next.item);
+      add(values, blocks_.has(next) ? keys_of(next) : values);
+      if (next.item != now.item) {
+        finish(now.item);
+        if (blocks_.has(next)) begin(next.item);
+      }
       now = next;
     }
   }
 
  private:
-  static constexpr int kMostHeads = Simd::kMostPairs / 2;
-  static constexpr std::int64_t kTogether = 4;  // places whose scores are summed side by side
+  using Rows = PlaceRows<T>;
+  static constexpr int kMostHeads = Simd::kMostPairs / 2;  // whose sums of kTogether places registers hold
+  static constexpr int kTogether = 4;
+  static constexpr std::int64_t kMostPlaces = AttentionScratch::kMostPlaces;
   static constexpr std::int64_t kPerLine = 64 / static_cast<std::int64_t>(sizeof(T));
-
-  // Places [first, last) of `item`, a group of heads of one sequence; its blocks take `size` places each up to `end`.
-  struct Block {
-    std::int64_t item;
-    std::int64_t first;
-    std::int64_t last;
-    std::int64_t size;
-    std::int64_t end;
-  };
-
-  // A block's keys or values.
-  struct Rows {
-    const T* data;
-    std::int64_t stride;
-    std::int64_t count;
-    std::int64_t width;
-
-    // The last row, where there is none so far.
-    const T* at(std::int64_t row) const {
-      const std::int64_t last = count > 0 ? count - 1 : 0;
-      return data + (row < last ? row : last) * stride;
-    }
-  };
-
-  // What is asked for ahead is about a block: enough to hide memory latency, and little enough to stay in the cache.
-  static std::int64_t most_places(const UltramemAttention& p) {
-    constexpr std::int64_t kBytes = 8192, kFewest = 16;
-    const std::int64_t row = (p.width > p.value_width ? p.width : p.value_width) * static_cast<std::int64_t>(sizeof(T));
-    const std::int64_t places = kBytes / row / kFewest * kFewest;
-    if (places < kFewest) return kFewest;
-    return places < AttentionScratch::kMostPlaces ? places : AttentionScratch::kMostPlaces;
-  }
-
-  const std::uint8_t* mask_of(std::int64_t item) const {
-    return p_.mask == nullptr ? nullptr : p_.mask + item / p_.kv_heads * p_.mask_stride;
-  }
-
-  // Blocks of even size: a short last one would leave no time for the next item's keys to come.
-  Block first_of(std::int64_t item) const {
-    std::int64_t first = 0, end = p_.places;
-    if (const std::uint8_t* mask = mask_of(item)) {
-      while (first < end && mask[first] == 0) ++first;
-      while (first < end && mask[end - 1] == 0) --end;
-    }
-    const std::int64_t count = (end - first + most_places_ - 1) / most_places_;
-    const std::int64_t even = count > 0 ? (end - first + count - 1) / count : 0;
-    const std::int64_t size = (even + kTogether - 1) / kTogether * kTogether;
-    return {item, first, first + size < end ? first + size : end, size, end};
-  }
-
-  Block following(const Block& block, std::int64_t items_end) const {
-    if (block.last == block.end) {
-      return block.item + 1 < items_end ? first_of(block.item + 1) : Block{items_end, 0, 0, 0, 0};
-    }
-    const std::int64_t last = block.last + block.size;
-    return {block.item, block.last, last < block.end ? last : block.end, block.size, block.end};
-  }
 
   const T* find(const UltramemHeads& heads, std::int64_t batch, std::int64_t head, std::int64_t place) const {
     return static_cast<const T*>(heads.data) + batch * heads.batch_stride + head * heads.head_stride +
            place * heads.place_stride;
   }
 
-  Rows rows_of(const UltramemHeads& heads, const Block& block, std::int64_t width) const {
+  Rows rows_of(const UltramemHeads& heads, const PlaceBlock& block, std::int64_t width) const {
     const T* data = find(heads, block.item / p_.kv_heads, block.item % p_.kv_heads, block.first);
     return {data, heads.place_stride, block.last - block.first, width};
   }
-  Rows keys_of(const Block& block) const { return rows_of(p_.k, block, p_.width); }
-  Rows values_of(const Block& block) const { return rows_of(p_.v, block, p_.value_width); }
+  Rows keys_of(const PlaceBlock& block) const { return rows_of(p_.k, block, p_.width); }
+  Rows values_of(const PlaceBlock& block) const { return rows_of(p_.v, block, p_.value_width); }
 
   static void request_rest(const Rows& rows, std::int64_t from) {
     for (; from < rows.count; ++from) {
@@ -141,16 +73,12 @@ class Attention {
   // Scores count in 1 / log2(e), so that weights are powers of two.
   void begin(std::int64_t item) {
     constexpr float kLog2E = 1.44269504088896341f;
-    const Vector scale = Simd::splat(p_.scale * kLog2E), zero = Simd::splat(0);
     for (std::int64_t h = 0; h < s_.group; ++h) {
       float* q = s_.q + h * s_.q_stride;
-      const std::int64_t head = item % p_.kv_heads * s_.group + h;
-      convert(find(p_.q, item / p_.kv_heads, head, 0), q, p_.width);
+      convert(find(p_.q, item / p_.kv_heads, item % p_.kv_heads * s_.group + h, 0), q, p_.width);
       for (std::int64_t i = p_.width; i < s_.q_stride; ++i) q[i] = 0;
-      for (std::int64_t i = 0; i < s_.q_stride; i += Simd::kWidth) {
-        Simd::store(q + i, Simd::multiply_add(scale, Simd::load(q + i), zero));
-      }
-      s_.largest[h] = -FLT_MAX;  // not -infinity: differences of two of those are no number
+      multiply(q, p_.scale * kLog2E, s_.q_stride);
+      s_.largest[h] = -FLT_MAX;  // not -infinity: a difference of two of those is no number
       s_.total[h] = 0;
     }
     std::memset(s_.sums, 0, static_cast<std::size_t>(s_.group * s_.sums_stride) * sizeof(float));
@@ -159,16 +87,17 @@ class Attention {
   void finish(std::int64_t item) {
     for (std::int64_t h = 0; h < s_.group; ++h) {
       float* sums = s_.sums + h * s_.sums_stride;
-      multiply(sums, 1 / s_.total[h]);
+      multiply(sums, 1 / s_.total[h], s_.sums_stride);
       const std::int64_t head = item / p_.kv_heads * p_.heads + item % p_.kv_heads * s_.group + h;
       convert(sums, static_cast<T*>(p_.output) + head * p_.value_width, p_.value_width);
     }
   }
 
-  void multiply(float* sums, float factor) const {
+  // Whole vectors of numbers.
+  static void multiply(float* numbers, float factor, std::int64_t count) {
     const Vector factors = Simd::splat(factor), zero = Simd::splat(0);
-    for (std::int64_t i = 0; i < s_.sums_stride; i += Simd::kWidth) {
-      Simd::store(sums + i, Simd::multiply_add(factors, Simd::load(sums + i), zero));
+    for (std::int64_t i = 0; i < count; i += Simd::kWidth) {
+      Simd::store(numbers + i, Simd::multiply_add(factors, Simd::load(numbers + i), zero));
     }
   }
 
@@ -179,76 +108,74 @@ class Attention {
     if constexpr (kHeads > 1) for_each_heads<kHeads / 2>(body, head);
   }
 
-  float* scores_of(std::int64_t head) const { return s_.scores + head * AttentionScratch::kMostPlaces; }
-
-  void score(const Rows& keys, const Rows& ahead) {
-    for_each_heads([&](auto heads, std::int64_t head) {
-      const Rows& asked = head == 0 ? ahead : keys;
-      for (std::int64_t place = 0; place < keys.count; place += kTogether) {
-        score_places<heads.value>(head, place, keys, asked);
-      }
-    });
+  void score(const Rows& keys, const Rows& ahead) const {
+    for_each_heads(
+        [&](auto heads, std::int64_t head) { score_heads<heads.value>(head, keys, head == 0 ? ahead : keys); });
     request_rest(ahead, keys.count);
   }
 
+  // Sums of kTogether places hide one another's latency.
   template <int kHeads>
-  void score_places(std::int64_t head, std::int64_t place, const Rows& keys, const Rows& ahead) {
-    const T *rows[kTogether], *asked[kTogether];
-    for (int i = 0; i < kTogether; ++i) {
-      rows[i] = keys.at(place + i);
-      asked[i] = ahead.at(place + i);
+  void score_heads(std::int64_t head, const Rows& keys, const Rows& ahead) const {
+    float* scores = s_.scores + head * kMostPlaces;
+    std::int64_t place = 0;
+    for (; place + kTogether <= keys.count; place += kTogether) {
+      Vector sums[kHeads][kTogether] = {};
+      score_places<kHeads, kTogether>(head, place, keys, ahead, sums);
+#pragma GCC unroll 4
+      for (int h = 0; h < kHeads; ++h) Simd::store_four_sums(sums[h], scores + h * kMostPlaces + place);
     }
-    Vector sums[kHeads][kTogether];
-    for (auto& each : sums) {
-      for (Vector& sum : each) sum = Simd::splat(0);
+    for (; place < keys.count; ++place) {
+      Vector sums[kHeads][1] = {};
+      score_places<kHeads, 1>(head, place, keys, ahead, sums);
+      for (int h = 0; h < kHeads; ++h) scores[h * kMostPlaces + place] = Simd::sum(sums[h][0]);
     }
+  }
+
+  // Lines are asked for one by one, between products: several at once take longer.
+  template <int kHeads, int kPlaces>
+  void score_places(std::int64_t head, std::int64_t place, const Rows& keys, const Rows& ahead,
+                    Vector (&sums)[kHeads][kPlaces]) const {
     const float* q = s_.q + head * s_.q_stride;
-    const auto step = [&](std::int64_t column, const auto& load) {
-      Vector values[kTogether];
+    const T* row = keys.at(place);
+    const auto step = [&](std::int64_t column, bool asks, const auto& load) {
 #pragma GCC unroll 4
-      for (int i = 0; i < kTogether; ++i) values[i] = load(rows[i] + column);
+      for (int i = 0; i < kPlaces; ++i) {
+        if (asks) __builtin_prefetch(ahead.address(place + i, column));
+        const Vector numbers = load(row + i * keys.stride + column);
 #pragma GCC unroll 4
-      for (int h = 0; h < kHeads; ++h) {
-        const Vector factors = Simd::load(q + h * s_.q_stride + column);
-#pragma GCC unroll 4
-        for (int i = 0; i < kTogether; ++i) sums[h][i] = Simd::multiply_add(values[i], factors, sums[h][i]);
+        for (int h = 0; h < kHeads; ++h) {
+          sums[h][i] = Simd::multiply_add(numbers, Simd::load(q + h * s_.q_stride + column), sums[h][i]);
+        }
       }
     };
     std::int64_t column = 0;
     for (; column + kPerLine <= keys.width; column += kPerLine) {
-      for (const T* from : asked) __builtin_prefetch(from + column);
 #pragma GCC unroll 4
-      for (std::int64_t i = 0; i < kPerLine; i += Simd::kWidth) step(column + i, load_whole<T>);
+      for (std::int64_t i = 0; i < kPerLine; i += Simd::kWidth) step(column + i, i == 0, load_whole<T>);
     }
-    for (std::int64_t at = column; at < ahead.width; at += kPerLine) {
-      for (const T* from : asked) __builtin_prefetch(from + at);
+    for (std::int64_t rest = column; rest < ahead.width; rest += kPerLine) {
+      for (int i = 0; i < kPlaces; ++i) __builtin_prefetch(ahead.address(place + i, rest));
     }
-    for (; column + Simd::kWidth <= keys.width; column += Simd::kWidth) step(column, load_whole<T>);
+    for (; column + Simd::kWidth <= keys.width; column += Simd::kWidth) step(column, false, load_whole<T>);
     if (const std::int64_t left = keys.width - column; left > 0) {
-      step(column, [left](const T* from) { return load_partial(from, left); });
+      step(column, false, [left](const T* from) { return load_partial(from, left); });
     }
-#pragma GCC unroll 4
-    for (int h = 0; h < kHeads; ++h) Simd::store_four_sums(sums[h], scores_of(head + h) + place);
   }
 
-  // Scores become weights by the largest so far.
-  void weigh(const Block& block) {
-    const std::uint8_t* mask = mask_of(block.item);
+  // Scores become weights.
+  void weigh(const PlaceBlock& block) {
     const std::int64_t count = block.last - block.first;
-    const bool whole =
-        mask == nullptr || std::memchr(mask + block.first, 0, static_cast<std::size_t>(count)) == nullptr;
     for (std::int64_t h = 0; h < s_.group; ++h) {
-      float* scores = scores_of(h);
+      float* scores = s_.scores + h * kMostPlaces;
       std::int64_t end = count;
       for (; end % Simd::kWidth != 0; ++end) scores[end] = -__builtin_inff();
-      for (std::int64_t i = 0; !whole && i < count; ++i) {
-        if (mask[block.first + i] == 0) scores[i] = -__builtin_inff();
-      }
+      hide(block, scores);
       raise_largest(h, end);
-      const Vector top = Simd::splat(-s_.largest[h]);
+      const Vector less = Simd::splat(-s_.largest[h]);
       Vector total = Simd::splat(0);
       for (std::int64_t i = 0; i < end; i += Simd::kWidth) {
-        const Vector weights = exp2(Simd::add(Simd::load(scores + i), top));
+        const Vector weights = exp2(Simd::add(Simd::load(scores + i), less));
         Simd::store(scores + i, weights);
         total = Simd::add(total, weights);
       }
@@ -256,20 +183,30 @@ class Attention {
     }
   }
 
-  void raise_largest(std::int64_t head, std::int64_t count) {
-    const float* scores = scores_of(head);
-    Vector all = Simd::splat(s_.largest[head]);
-    for (std::int64_t i = 0; i < count; i += Simd::kWidth) all = Simd::larger(all, Simd::load(scores + i));
-    const float top = Simd::largest(all);
-    if (top == s_.largest[head]) return;
-    float shrunk[Simd::kWidth];
-    Simd::store(shrunk, exp2(Simd::splat(s_.largest[head] - top)));
-    multiply(s_.sums + head * s_.sums_stride, shrunk[0]);
-    s_.total[head] *= shrunk[0];
-    s_.largest[head] = top;
+  void hide(const PlaceBlock& block, float* scores) const {
+    const std::uint8_t* seen = blocks_.mask(block.item);
+    const std::int64_t count = block.last - block.first;
+    if (seen == nullptr || std::memchr(seen + block.first, 0, static_cast<std::size_t>(count)) == nullptr) return;
+    for (std::int64_t i = 0; i < count; ++i) {
+      if (seen[block.first + i] == 0) scores[i] = -__builtin_inff();
+    }
   }
 
-  void add(const Rows& values, const Rows& ahead) {
+  // What was summed by a smaller score shrinks.
+  void raise_largest(std::int64_t head, std::int64_t count) {
+    const float* scores = s_.scores + head * kMostPlaces;
+    const float before = s_.largest[head];
+    Vector largest = Simd::splat(before);
+    for (std::int64_t i = 0; i < count; i += Simd::kWidth) largest = Simd::larger(largest, Simd::load(scores + i));
+    s_.largest[head] = Simd::largest(largest);
+    if (s_.largest[head] == before) return;
+    float factor[Simd::kWidth];
+    Simd::store(factor, exp2(Simd::splat(before - s_.largest[head])));
+    multiply(s_.sums + head * s_.sums_stride, factor[0], s_.sums_stride);
+    s_.total[head] *= factor[0];
+  }
+
+  void add(const Rows& values, const Rows& ahead) const {
     for_each_heads([&](auto heads, std::int64_t head) {
       add_columns<heads.value, 2 * Simd::kMostPairs / heads.value>(head, 0, values, head == 0 ? ahead : values);
     });
@@ -279,8 +216,9 @@ class Attention {
     request_rest(ahead, values.count);
   }
 
+  // Tiles of kVectors vectors as long as they fit, then of half as many.
   template <int kHeads, int kVectors>
-  void add_columns(std::int64_t head, std::int64_t column, const Rows& values, const Rows& ahead) {
+  void add_columns(std::int64_t head, std::int64_t column, const Rows& values, const Rows& ahead) const {
     constexpr std::int64_t kTile = kVectors * Simd::kWidth;
     for (; column + kTile <= values.width; column += kTile) {
       add_tile<kHeads, kVectors>(head, column, values, ahead, load_whole<T>);
@@ -292,8 +230,8 @@ class Attention {
   }
 
   template <int kHeads, int kVectors, typename Load>
-  void add_tile(std::int64_t head, std::int64_t column, const Rows& values, const Rows& ahead, const Load& load) {
-    const float* weights = scores_of(head);
+  void add_tile(std::int64_t head, std::int64_t column, const Rows& values, const Rows& ahead, const Load& load) const {
+    const float* weights = s_.scores + head * kMostPlaces;
     float* to = s_.sums + head * s_.sums_stride + column;
     Vector sums[kHeads][kVectors];
 #pragma GCC unroll 4
@@ -302,15 +240,14 @@ class Attention {
       for (int i = 0; i < kVectors; ++i) sums[h][i] = Simd::load(to + h * s_.sums_stride + i * Simd::kWidth);
     }
     for (std::int64_t place = 0; place < values.count; ++place) {
-      const T *row = values.data + place * values.stride + column, *asked = ahead.at(place) + column;
-      for (std::int64_t i = 0; i < kVectors * Simd::kWidth; i += kPerLine) __builtin_prefetch(asked + i);
+      const T* row = values.at(place) + column;
 #pragma GCC unroll 16
       for (int i = 0; i < kVectors; ++i) {
+        if (i * Simd::kWidth % kPerLine == 0) __builtin_prefetch(ahead.address(place, column + i * Simd::kWidth));
         const Vector numbers = load(row + i * Simd::kWidth);
 #pragma GCC unroll 4
         for (int h = 0; h < kHeads; ++h) {
-          const Vector weight = Simd::splat(weights[h * AttentionScratch::kMostPlaces + place]);
-          sums[h][i] = Simd::multiply_add(weight, numbers, sums[h][i]);
+          sums[h][i] = Simd::multiply_add(Simd::splat(weights[h * kMostPlaces + place]), numbers, sums[h][i]);
         }
       }
     }
@@ -323,12 +260,12 @@ class Attention {
 
   const UltramemAttention& p_;
   AttentionScratch s_;
-  std::int64_t most_places_;
+  PlaceBlocks blocks_;
 };
 
 template <typename T>
 UltramemStatus attention(const UltramemAttention& problem, UltramemRange items, void* scratch) {
-  Attention<T>(problem, scratch).run(items);
+  Attention<T>(problem, items, scratch).run();
   return {ULTRAMEM_OK, 0, 0, 0};
 }
 
