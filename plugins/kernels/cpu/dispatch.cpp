@@ -5,6 +5,7 @@
 #include "../problems.h"
 #include "attention_scratch.h"
 #include "candidate.h"
+#include "gate_scratch.h"
 #include "isa.h"
 
 #if defined(__x86_64__)
@@ -106,7 +107,7 @@ size_t ultramem_sparse_lookup_scratch(const UltramemSparseLookup* problem) {
 }
 
 size_t ultramem_sparse_gate_scratch(const UltramemSparseGate* problem) {
-  return problem->type == ULTRAMEM_FLOAT32 ? 0 : static_cast<size_t>(problem->x_width) * sizeof(float);
+  return GateScratch(*problem, nullptr).bytes;
 }
 
 size_t ultramem_tucker_topk_scratch(const UltramemTuckerTopK* problem) {

@@ -70,6 +70,7 @@ struct Simd {
   }
   static Vector multiply_add(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
   static Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
+  static Vector divide(Vector a, Vector b) { return _mm512_div_ps(a, b); }
   static float sum(Vector value) { return _mm512_reduce_add_ps(value); }
   // Pairs of lanes, then of vectors, then the four quarters.
   static void store_four_sums(const Vector* four, float* to) {

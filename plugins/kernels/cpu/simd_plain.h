@@ -36,6 +36,7 @@ struct Simd {
   }
   static Vector multiply_add(Vector a, Vector b, Vector c) { return a * b + c; }
   static Vector add(Vector a, Vector b) { return a + b; }
+  static Vector divide(Vector a, Vector b) { return a / b; }
   static float sum(Vector value) { return value; }
   // The sums of four vectors, side by side.
   static void store_four_sums(const Vector* four, float* to) {

@@ -53,6 +53,21 @@ inline Pair load_pair(Int4Cursor from) {
   return pair;
 }
 
+// The first `count` < 2*kWidth numbers of a pair; the other lanes are 0, and of int4 any code. Reads nothing beyond
+// them.
+template <typename T>
+Pair load_partial_pair(const T* from, std::int64_t count) {
+  T lanes[2 * Simd::kWidth] = {};
+  std::memcpy(lanes, from, static_cast<std::size_t>(count) * sizeof(T));
+  return load_pair(lanes);
+}
+
+inline Pair load_partial_pair(Int4Cursor from, std::int64_t count) {
+  std::uint8_t bytes[Simd::kWidth] = {};
+  std::memcpy(bytes, from.byte(), static_cast<std::size_t>((count + 1) / 2));
+  return load_pair(Int4Cursor{bytes, 0});
+}
+
 inline Pair load_sums(const float* sums) { return {Simd::load(sums), Simd::load(sums + Simd::kWidth)}; }
 
 inline void store_sums(Pair pair, float* sums) {

@@ -1,109 +1,153 @@
 // SparseGate on one instruction set.
 //
 //   table [N, P] of V ([N, 2P] for swiglu); addresses [tokens, K]; x [tokens, P] of T; gate [tokens, K] of T
-//   scratch [P] of float where T is half precision: the token's x
+//   scratch: the token's x as float, see gate_scratch.h
+//
+// A group's products come first and then their activation, a vector at a time, so that nothing but products stands
+// between reads of rows.
 #pragma once
-
-#include <math.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
+#include <utility>
 
-#include "row_group.h"
+#include "activations.h"
+#include "gate_scratch.h"
+#include "row_products.h"
 
 namespace ultramem {
 namespace {
 
-// expf and erff, not std::exp and std::erf: those are inline functions that the linker would share (see ../number.h).
-inline float silu(float value) { return value / (1.0f + expf(-value)); }
+template <typename V, typename T>
+class SparseGate {
+ public:
+  SparseGate(const UltramemSparseGate& problem, void* scratch)
+      : p_(problem),
+        s_(problem, scratch),
+        rows_(problem.table, problem.addresses, true),
+        ahead_(rows_ahead(rows_.row_bytes(), RowGroup::kMostAhead)) {}
 
-inline float gelu(float value) {
-  constexpr float kInverseSqrt2 = 0.70710678118654752f;
-  return 0.5f * value * (1.0f + erff(value * kInverseSqrt2));
-}
-
-// Sum of row[i] * x[i] for i in [0, count), which asks for as many bytes from `later` on beside its own. Four sums side
-// by side hide the latency of one addition behind the others.
-template <typename V>
-float dot(typename Stored<V>::Cursor row, const float* x, std::int64_t count, const char* later) {
-  constexpr std::int64_t kStep = 4 * Simd::kWidth, kBytes = Stored<V>::offset(kStep);
-  Vector sums[4] = {Simd::splat(0), Simd::splat(0), Simd::splat(0), Simd::splat(0)};
-  std::int64_t i = 0;
-  for (; i + kStep <= count; i += kStep) {
-    prefetch<kBytes, false>(later + Stored<V>::offset(i));
-    for (std::int64_t s = 0; s < 4; ++s) {
-      const std::int64_t at = i + s * Simd::kWidth;
-      sums[s] = Simd::multiply_add(load_whole(row + at), Simd::load(x + at), sums[s]);
+  void run(UltramemRange pairs) {
+    read(*now_, pairs.begin, pairs.end);
+    request_first();
+    for (std::int64_t pair = pairs.begin; pair < pairs.end; std::swap(now_, next_)) {
+      const std::int64_t first = pair;
+      pair += now_->count;
+      read(*next_, pair, pairs.end);
+      extend();
+      multiply_group();
+      activate();
+      convert(products_[0], static_cast<T*>(p_.gate) + first, now_->count);
     }
   }
-  if (i < count) prefetch(later + Stored<V>::offset(i), Stored<V>::bytes(count - i));
-  for (; i + Simd::kWidth <= count; i += Simd::kWidth) {
-    sums[0] = Simd::multiply_add(load_whole(row + i), Simd::load(x + i), sums[0]);
-  }
-  if (const std::int64_t left = count - i; left > 0) {
-    sums[1] = Simd::multiply_add(load_partial(row + i, left), load_partial(x + i, left), sums[1]);
-  }
-  return Simd::sum(Simd::add(Simd::add(sums[0], sums[1]), Simd::add(sums[2], sums[3])));
-}
 
-// The gate of one row; as much of another is asked for.
-template <typename V>
-float gate_of(const UltramemSparseGate& problem, const char* row, float scale, const float* x, const char* later) {
-  const std::int64_t width = problem.x_width;
-  const float first = scale * dot<V>(Stored<V>::at(row, 0), x, width, later);
-  switch (problem.activation) {
-    case ULTRAMEM_GELU:
-      return gelu(first);
-    case ULTRAMEM_SILU:
-      return silu(first);
-    case ULTRAMEM_SWIGLU:
-      return silu(first) * (scale * dot<V>(Stored<V>::at(row, width), x, width, later + Stored<V>::offset(width)));
-    case ULTRAMEM_NONE:
-      break;
-  }
-  return first;
-}
+ private:
+  static constexpr int kTogether = 4;
+  static_assert(RowGroup::kMost % kTogether == 0 && RowGroup::kMost % Simd::kWidth == 0);
 
-// The token's x as float: where it lies already, or converted into the scratch.
-template <typename T>
-const float* x_of(const UltramemSparseGate& problem, std::int64_t token, void* scratch) {
-  const T* x = static_cast<const T*>(problem.x) + token * problem.x_width;
-  if constexpr (std::is_same_v<T, float>) {
-    return x;
-  } else {
-    convert(x, static_cast<float*>(scratch), problem.x_width);
-    return static_cast<const float*>(scratch);
+  void read(RowGroup& group, std::int64_t begin, std::int64_t end) const {
+    rows_.read(group, begin, std::min(end, begin + RowGroup::kMost));
   }
-}
+
+  void request_first() const {
+    for (std::int64_t i = 0; i < std::min(ahead_, now_->count); ++i) {
+      prefetch(now_->data[i], Stored<V>::bytes(p_.table.width));
+    }
+    if constexpr (kCoded<V>) {
+      for (std::int64_t i = 0; i < now_->count; ++i) __builtin_prefetch(now_->scale[i]);
+    }
+  }
+
+  // Puts the next group's first rows behind the group's. Where there are none, a row that is in the cache already.
+  void extend() {
+    const char** behind = now_->data + now_->count;
+    for (std::int64_t i = 0; i < ahead_; ++i) behind[i] = i < next_->count ? next_->data[i] : behind[-1];
+  }
+
+  void multiply_group() {
+    for (std::int64_t i = 0; i < now_->count;) {
+      const std::int64_t token = now_->position[i] / p_.slots, done = now_->position[i] % p_.slots;
+      const std::int64_t last = std::min(now_->count, i + p_.slots - done);
+      if (token != token_) lay_out(token);
+      for (; i + kTogether <= last; i += kTogether) multiply<kTogether>(i);
+      for (; i < last; ++i) multiply<1>(i);
+    }
+  }
+
+  // The token's x, in the order in which load_pair gives numbers of V, zeros around it.
+  void lay_out(std::int64_t token) {
+    constexpr std::int64_t kPair = 2 * Simd::kWidth;
+    token_ = token;
+    for (const GatePart* part = s_.part; part != s_.part + s_.parts; ++part) {
+      if (part != s_.part && part->x == s_.part->x) continue;
+      const std::int64_t end = (part->count + kPair - 1) / kPair * kPair;
+      std::memset(part->x, 0, static_cast<std::size_t>(end) * sizeof(float));
+      convert(static_cast<const T*>(p_.x) + token * p_.x_width, part->x + part->lead, p_.x_width);
+      if constexpr (!std::is_same_v<V, Int4>) continue;
+      for (float* x = part->x; x != part->x + end; x += kPair) store_sums(as_stored<V>(load_sums(x)), x);
+    }
+  }
+
+  template <int kRows>
+  void multiply(std::int64_t i) {
+    for (int p = 0; p < s_.parts; ++p) {
+      const GatePart& part = s_.part[p];
+      const char *rows[kRows], *later[kRows];
+      for (int r = 0; r < kRows; ++r) {
+        rows[r] = now_->data[i + r] + Stored<V>::offset(part.column);
+        later[r] = now_->data[i + r + ahead_] + Stored<V>::offset(part.column);
+      }
+      Vector sums[kTogether] = {};
+      multiply_rows<V, kRows>(rows, later, part.x, part.count, sums);
+      Simd::store_four_sums(sums, products_[p] + i);
+    }
+    if constexpr (kCoded<V>) {
+      for (int r = 0; r < kRows; ++r) __builtin_prefetch(next_->scale[i + r]);
+    }
+  }
+
+  void activate() {
+    for (int p = 0; kCoded<V> && p < s_.parts; ++p) {
+      for (std::int64_t i = 0; i < now_->count; ++i) products_[p][i] *= rows_.scale(*now_, i);
+    }
+    switch (p_.activation) {
+      case ULTRAMEM_GELU:
+        return for_each_vector([](Vector first, Vector) { return gelu(first); });
+      case ULTRAMEM_SILU:
+        return for_each_vector([](Vector first, Vector) { return silu(first); });
+      case ULTRAMEM_SWIGLU:
+        return for_each_vector([](Vector first, Vector last) { return ultramem::multiply(silu(first), last); });
+      case ULTRAMEM_NONE:
+        break;
+    }
+  }
+
+  template <typename Function>
+  void for_each_vector(const Function& function) {
+    for (std::int64_t i = 0; i < now_->count; i += Simd::kWidth) {
+      Simd::store(products_[0] + i, function(Simd::load(products_[0] + i), Simd::load(products_[1] + i)));
+    }
+  }
+
+  const UltramemSparseGate& p_;
+  GateScratch s_;
+  TableRows<V> rows_;
+  std::int64_t ahead_;
+  std::int64_t token_ = -1;  // whose x is laid out
+  RowGroup groups_[2];
+  RowGroup* now_ = &groups_[0];
+  RowGroup* next_ = &groups_[1];
+  float products_[2][RowGroup::kMost + kTogether] = {};  // the rows' own; then the first ones their gates
+};
 
 template <typename V, typename T>
 UltramemStatus sparse_gate(const UltramemSparseGate& problem, UltramemRange pairs, void* scratch) {
   const std::int64_t limit = problem.table.rows > 0 ? INT64_MAX : 0;
   const UltramemStatus status = check_addresses(problem.addresses, pairs.begin, pairs.end, problem.slots, limit);
-  if (status.code != ULTRAMEM_OK) return status;
-
-  const TableRows<V> rows(problem.table, problem.addresses, true);
-  const std::int64_t ahead = rows_ahead(rows.row_bytes(), RowGroup::kMostAhead);
-  RowGroup group;
-  const float* x = nullptr;
-  for (std::int64_t pair = pairs.begin; pair < pairs.end;) {
-    const std::int64_t first = pair;
-    rows.read(group, first, std::min(pairs.end, first + RowGroup::kMost));
-    // The last rows of a group are the first of the next, but for the last of all.
-    const std::int64_t end = first + group.count == pairs.end ? pairs.end : first + group.count - ahead;
-    for (std::int64_t i = 0; first == pairs.begin && i < std::min(ahead, group.count); ++i) {
-      prefetch(group.data[i], Stored<V>::bytes(problem.table.width));
-    }
-    for (; pair < end; ++pair) {
-      if (x == nullptr || pair % problem.slots == 0) x = x_of<T>(problem, pair / problem.slots, scratch);
-      const std::int64_t i = pair - first, later = std::min(i + ahead, group.count - 1);
-      const float gate = gate_of<V>(problem, group.data[i], rows.scale(group, i), x, group.data[later]);
-      if constexpr (kCoded<V>) __builtin_prefetch(group.scale[later]);
-      from_float(gate, static_cast<T*>(problem.gate) + pair);
-    }
-  }
-  return {ULTRAMEM_OK, 0, 0, 0};
+  if (status.code == ULTRAMEM_OK) SparseGate<V, T>(problem, scratch).run(pairs);
+  return status;
 }
 
 template <typename T>
