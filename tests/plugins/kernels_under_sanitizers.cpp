@@ -2,8 +2,10 @@
 // every cut of the work, and refusals. Prints what is wrong and exits 1.
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <random>
 #include <vector>
 
@@ -96,7 +98,7 @@ void lookup_refuses_addresses() {
 }
 
 void gate(UltramemType type, std::int64_t width, UltramemActivation activation) {
-  const std::int64_t rows = 5, tokens = 2, slots = 3;
+  const std::int64_t rows = 5, tokens = 3, slots = 70;  // several groups of rows
   const std::int64_t table_width = activation == ULTRAMEM_SWIGLU ? 2 * width : width;
   PaddedTable values(rows, table_width, 2 - table_width % 2, type);
   const auto address = addresses(tokens * slots, 9 * rows);
@@ -104,9 +106,13 @@ void gate(UltramemType type, std::int64_t width, UltramemActivation activation) 
   std::vector<float> whole(static_cast<std::size_t>(tokens * slots), NAN), cut = whole;
   UltramemSparseGate problem{values.table, address.data(), x.data(), whole.data(), ULTRAMEM_FLOAT32,
                              tokens,       slots,          width,    activation};
-  expect(ultramem_sparse_gate(&problem, {0, tokens * slots}, nullptr).code == ULTRAMEM_OK, "gate", width);
+  const std::size_t bytes = ultramem_sparse_gate_scratch(&problem);  // a multiple of 64: what is beyond is guarded
+  const std::unique_ptr<void, void (*)(void*)> scratch(std::aligned_alloc(64, bytes), std::free);
+  expect(ultramem_sparse_gate(&problem, {0, tokens * slots}, scratch.get()).code == ULTRAMEM_OK, "gate", width);
   problem.gate = cut.data();
-  for (std::int64_t pair = 0; pair < tokens * slots; ++pair) ultramem_sparse_gate(&problem, {pair, pair + 1}, nullptr);
+  for (std::int64_t pair = 0; pair < tokens * slots; ++pair) {
+    ultramem_sparse_gate(&problem, {pair, pair + 1}, scratch.get());
+  }
   expect(std::memcmp(whole.data(), cut.data(), whole.size() * sizeof(float)) == 0, "gate: the cut matters", width);
 }
 
@@ -227,7 +233,7 @@ void attention(UltramemType type, std::int64_t places, std::int64_t width, std::
 }  // namespace
 
 int main() {
-  for (std::int64_t width : {1, 2, 7, 16, 17, 40, 65, 130}) {
+  for (std::int64_t width : {1, 2, 7, 16, 17, 32, 40, 65, 130, 192}) {
     for (UltramemType type : kTableTypes) {
       for (std::int64_t blocks : {1, 3}) lookup(type, width, 1, blocks);
       if (width % 2 == 0) lookup(type, width, 2, 2);

@@ -44,7 +44,6 @@ class SparseGate {
   }
 
  private:
-  static constexpr int kTogether = 4;
   static_assert(RowGroup::kMost % kTogether == 0 && RowGroup::kMost % Simd::kWidth == 0);
 
   void read(RowGroup& group, std::int64_t begin, std::int64_t end) const {
@@ -71,8 +70,8 @@ class SparseGate {
       const std::int64_t token = now_->position[i] / p_.slots, done = now_->position[i] % p_.slots;
       const std::int64_t last = std::min(now_->count, i + p_.slots - done);
       if (token != token_) lay_out(token);
-      for (; i + kTogether <= last; i += kTogether) multiply<kTogether>(i);
-      for (; i < last; ++i) multiply<1>(i);
+      multiply(i, last);
+      i = last;
     }
   }
 
@@ -90,21 +89,11 @@ class SparseGate {
     }
   }
 
-  template <int kRows>
-  void multiply(std::int64_t i) {
+  void multiply(std::int64_t first, std::int64_t last) {
     for (int p = 0; p < s_.parts; ++p) {
       const GatePart& part = s_.part[p];
-      const char *rows[kRows], *later[kRows];
-      for (int r = 0; r < kRows; ++r) {
-        rows[r] = now_->data[i + r] + Stored<V>::offset(part.column);
-        later[r] = now_->data[i + r + ahead_] + Stored<V>::offset(part.column);
-      }
-      Vector sums[kTogether] = {};
-      multiply_rows<V, kRows>(rows, later, part.x, part.count, sums);
-      Simd::store_four_sums(sums, products_[p] + i);
-    }
-    if constexpr (kCoded<V>) {
-      for (int r = 0; r < kRows; ++r) __builtin_prefetch(next_->scale[i + r]);
+      const Columns columns = {*now_, Stored<V>::offset(part.column), part.count, ahead_, next_->scale};
+      multiply_run<V>(columns, first, last, part.x, products_[p]);
     }
   }
 
