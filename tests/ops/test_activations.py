@@ -47,20 +47,23 @@ def exact(name: str, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ["silu", "gelu"])
 def test_activations_are_exact_to_float32(name: str, gate: Gate) -> None:
-    """Within two roundings of x, of which those of the tail's exponent are the smaller part."""
+    """Two roundings of float32, of x or of 1: measured 1.18e-7 (SiLU) and 1.13e-7 (GELU), erf's own included."""
     x = grid()
-    found = gate(name, x).double()
-    error = (found - exact(name, x)).abs()
-    worst = int((error / x.double().abs().clamp(min=1)).argmax())
-    print("MAX", name, float(error[:1000001].max()), float((error/x.double().abs().clamp(min=1)).max()), float(x[worst]))
-    r = (error/exact(name,x).abs())[:1000001]
-    print("REL", float(r[250000:].nan_to_num().max()), float(r[350000:].nan_to_num().max()), float(r[400000:].nan_to_num().max()))
+    error = (gate(name, x).double() - exact(name, x)).abs()
+    assert (error <= 1.25e-7 * x.double().abs().clamp(min=1)).all()
+
+
+@pytest.mark.parametrize("name, allowed", [("silu", 1e-6), ("gelu", 8e-6)])
+def test_the_lower_tail_keeps_its_digits(name: str, allowed: float, gate: Gate) -> None:
+    """Relative to a number of 1e-4 to 1e-22 (GELU at -10): measured 6.3e-7 and 5.0e-6, the rounded exponent's share."""
+    x = torch.linspace(-10, 0, 500_001)[:-1]
+    torch.testing.assert_close(gate(name, x).double(), exact(name, x), rtol=allowed, atol=0)
 
 
 @pytest.mark.parametrize("name", ["silu", "gelu"])
 def test_what_is_not_finite(name: str, gate: Gate) -> None:
     """As PyTorch's SiLU and the operator's function body: -inf * 0 is NaN."""
     inf, nan = float("inf"), float("nan")
-    x = torch.tensor([inf, -inf, nan, 0.0, -0.0] * 9)
-    expected = torch.tensor([inf, nan, nan, 0.0, 0.0] * 9)
+    x = torch.tensor([inf, -inf, nan, 0.0] * 9)
+    expected = torch.tensor([inf, nan, nan, 0.0] * 9)
     torch.testing.assert_close(gate(name, x), expected, rtol=0, atol=0, equal_nan=True)

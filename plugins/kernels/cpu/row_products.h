@@ -70,17 +70,22 @@ void multiply_rows(const Columns& from, std::int64_t i, const float* x, float* t
   }
   Pair sum[kRows] = {};
   const std::int64_t pairs = from.count / kPair, left = from.count % kPair;
-  for (std::int64_t v = 0; v < pairs; ++v) {
-    if (v % kPairsOfLine == 0) {
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) prefetch<kBytes, false>(later[r] + v * kBytes);
-    }
+  const auto multiply_pair = [&](std::int64_t v) {
     const Pair by = load_sums(x + v * kPair);
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) add_product(load_pair(Stored<V>::at(row[r], v * kPair)), by, &sum[r]);
+  };
+  std::int64_t v = 0;
+  for (; v + kPairsOfLine <= pairs; v += kPairsOfLine) {
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) prefetch<kPairsOfLine * kBytes, false>(later[r] + v * kBytes);
+    for (int p = 0; p < kPairsOfLine; ++p) multiply_pair(v + p);
   }
+  if (const std::int64_t rest = (pairs - v) * kBytes + Stored<V>::bytes(left); rest > 0) {
+    for (int r = 0; r < kRows; ++r) prefetch(later[r] + v * kBytes, rest);
+  }
+  for (; v < pairs; ++v) multiply_pair(v);
   for (int r = 0; r < kRows && left > 0; ++r) {
-    prefetch(later[r] + pairs * kBytes, Stored<V>::bytes(left));
     add_product(load_partial_pair(Stored<V>::at(row[r], pairs * kPair), left), load_sums(x + pairs * kPair), &sum[r]);
   }
   Vector sums[kTogether] = {};
