@@ -43,7 +43,7 @@ class PlaceBlocks {
   // A block's values are asked for while its keys are read: enough to hide memory latency, and little enough that both
   // stay in the first-level cache.
   static std::int64_t most_places(const UltramemAttention& p, std::int64_t number_bytes) {
-    constexpr std::int64_t kBytes = 8192, kMost = AttentionScratch::kMostPlaces;
+    constexpr std::int64_t kBytes = 16384, kMost = AttentionScratch::kMostPlaces;
     const std::int64_t row_bytes = (p.width > p.value_width ? p.width : p.value_width) * number_bytes;
     const std::int64_t places = kBytes / row_bytes / kFewest * kFewest;
     return places < kFewest ? kFewest : places < kMost ? places : kMost;

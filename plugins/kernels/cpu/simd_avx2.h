@@ -16,6 +16,7 @@ struct Simd {
   static constexpr std::int64_t kWidth = 8;
   static constexpr int kMostPairs = 4;
 
+  static void read_before_what_follows(Vector value) { asm volatile("" ::"x"(value)); }
   static Vector splat(float value) { return _mm256_set1_ps(value); }
   static Vector load(const float* from) { return _mm256_loadu_ps(from); }
   static Vector load(const Half* from) { return _mm256_cvtph_ps(load_bits(from)); }

@@ -15,6 +15,7 @@ struct Simd {
   static constexpr std::int64_t kWidth = 16;
   static constexpr int kMostPairs = 8;
 
+  static void read_before_what_follows(Vector value) { asm volatile("" ::"x"(value)); }
   static Vector splat(float value) { return _mm512_set1_ps(value); }
   static Vector load(const float* from) { return _mm512_loadu_ps(from); }
   static Vector load(const Half* from) { return _mm512_cvtph_ps(load_bits(from)); }

@@ -13,6 +13,8 @@ struct Simd {
   static constexpr std::int64_t kWidth = 1;
   static constexpr int kMostPairs = 8;  // of vectors that registers hold beside what is added to them
 
+  // Holds the processor to reading the value before it does what stands behind.
+  static void read_before_what_follows(Vector) {}
   static Vector splat(float value) { return value; }
   template <typename T>
   static Vector load(const T* from) {

@@ -94,27 +94,6 @@ void add_scaled(float scale, Values values, float* sums, std::int64_t count) {
   store_partial(sums + i, sum, left);
 }
 
-// Sum of a[i] * b[i] for i in [0, count); `a` is a pointer or an Int4Cursor. Four sums side by side hide the latency of
-// one addition behind the others.
-template <typename Values>
-float dot(Values a, const float* b, std::int64_t count) {
-  Vector sums[4] = {Simd::splat(0), Simd::splat(0), Simd::splat(0), Simd::splat(0)};
-  std::int64_t i = 0;
-  for (; i + 4 * Simd::kWidth <= count; i += 4 * Simd::kWidth) {
-    for (std::int64_t s = 0; s < 4; ++s) {
-      const std::int64_t at = i + s * Simd::kWidth;
-      sums[s] = Simd::multiply_add(load_whole(a + at), Simd::load(b + at), sums[s]);
-    }
-  }
-  for (; i + Simd::kWidth <= count; i += Simd::kWidth) {
-    sums[0] = Simd::multiply_add(load_whole(a + i), Simd::load(b + i), sums[0]);
-  }
-  if (const std::int64_t left = count - i; left > 0) {
-    sums[1] = Simd::multiply_add(load_partial(a + i, left), load_partial(b + i, left), sums[1]);
-  }
-  return Simd::sum(Simd::add(Simd::add(sums[0], sums[1]), Simd::add(sums[2], sums[3])));
-}
-
 // to[i] = from[i] for i in [0, count), between storage types.
 template <typename From, typename To>
 void convert(const From* from, To* to, std::int64_t count) {
@@ -123,14 +102,26 @@ void convert(const From* from, To* to, std::int64_t count) {
   if (i < count) store_partial(to + i, load_partial(from + i, count - i), count - i);
 }
 
+constexpr std::int64_t kLine = 64;
+
 // Asks for the bytes [from, from + bytes) to be brought into the cache; never faults.
 inline void prefetch(const void* from, std::int64_t bytes) {
-  constexpr std::uintptr_t kLine = 64;
   const auto begin = reinterpret_cast<std::uintptr_t>(from), end = begin + static_cast<std::uintptr_t>(bytes);
-  for (std::uintptr_t line = begin / kLine * kLine; line < end; line += kLine) {
+  constexpr auto kStep = static_cast<std::uintptr_t>(kLine);
+  for (std::uintptr_t line = begin / kStep * kStep; line < end; line += kStep) {
     __builtin_prefetch(reinterpret_cast<const void*>(line));
   }
   // GCC takes a function that only prefetches for one without effect, and drops the calls.
+  asm volatile("");
+}
+
+// The same for as many bytes as are known when this is compiled, without a question; kSplit unless they begin with a
+// line.
+template <std::int64_t kBytes, bool kSplit>
+void prefetch(const char* from) {
+#pragma GCC unroll 16
+  for (std::int64_t at = 0; at < kBytes; at += kLine) __builtin_prefetch(from + at);
+  if constexpr (kSplit) __builtin_prefetch(from + kBytes - 1);
   asm volatile("");
 }
 

@@ -6,9 +6,9 @@
 
 #include <math.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
-#include <utility>
 
 #include "row_group.h"
 
@@ -23,16 +23,42 @@ inline float gelu(float value) {
   return 0.5f * value * (1.0f + erff(value * kInverseSqrt2));
 }
 
-template <typename Cursor>
-float gate_of(UltramemActivation activation, Cursor row, float scale, const float* x, std::int64_t width) {
-  const float first = scale * dot(row, x, width);
-  switch (activation) {
+// Sum of row[i] * x[i] for i in [0, count), which asks for as many bytes from `later` on beside its own. Four sums side
+// by side hide the latency of one addition behind the others.
+template <typename V>
+float dot(typename Stored<V>::Cursor row, const float* x, std::int64_t count, const char* later) {
+  constexpr std::int64_t kStep = 4 * Simd::kWidth, kBytes = Stored<V>::offset(kStep);
+  Vector sums[4] = {Simd::splat(0), Simd::splat(0), Simd::splat(0), Simd::splat(0)};
+  std::int64_t i = 0;
+  for (; i + kStep <= count; i += kStep) {
+    prefetch<kBytes, false>(later + Stored<V>::offset(i));
+    for (std::int64_t s = 0; s < 4; ++s) {
+      const std::int64_t at = i + s * Simd::kWidth;
+      sums[s] = Simd::multiply_add(load_whole(row + at), Simd::load(x + at), sums[s]);
+    }
+  }
+  if (i < count) prefetch(later + Stored<V>::offset(i), Stored<V>::bytes(count - i));
+  for (; i + Simd::kWidth <= count; i += Simd::kWidth) {
+    sums[0] = Simd::multiply_add(load_whole(row + i), Simd::load(x + i), sums[0]);
+  }
+  if (const std::int64_t left = count - i; left > 0) {
+    sums[1] = Simd::multiply_add(load_partial(row + i, left), load_partial(x + i, left), sums[1]);
+  }
+  return Simd::sum(Simd::add(Simd::add(sums[0], sums[1]), Simd::add(sums[2], sums[3])));
+}
+
+// The gate of one row; as much of another is asked for.
+template <typename V>
+float gate_of(const UltramemSparseGate& problem, const char* row, float scale, const float* x, const char* later) {
+  const std::int64_t width = problem.x_width;
+  const float first = scale * dot<V>(Stored<V>::at(row, 0), x, width, later);
+  switch (problem.activation) {
     case ULTRAMEM_GELU:
       return gelu(first);
     case ULTRAMEM_SILU:
       return silu(first);
     case ULTRAMEM_SWIGLU:
-      return silu(first) * (scale * dot(row + width, x, width));
+      return silu(first) * (scale * dot<V>(Stored<V>::at(row, width), x, width, later + Stored<V>::offset(width)));
     case ULTRAMEM_NONE:
       break;
   }
@@ -57,20 +83,23 @@ UltramemStatus sparse_gate(const UltramemSparseGate& problem, UltramemRange pair
   const UltramemStatus status = check_addresses(problem.addresses, pairs.begin, pairs.end, problem.slots, limit);
   if (status.code != ULTRAMEM_OK) return status;
 
-  const TableRows<V> rows(problem.table, problem.addresses, {0, problem.table.width}, pairs.end - pairs.begin, true);
-  RowGroup groups[2];
-  RowGroup *now = &groups[0], *next = &groups[1];
-  rows.read(*now, pairs.begin, pairs.end);
-  for (std::int64_t i = 0; i < now->count; ++i) rows.request(*now, i, 0, problem.table.width);
+  const TableRows<V> rows(problem.table, problem.addresses, true);
+  const std::int64_t ahead = rows_ahead(rows.row_bytes(), RowGroup::kMostAhead);
+  RowGroup group;
   const float* x = nullptr;
-  for (std::int64_t pair = pairs.begin; pair < pairs.end; std::swap(now, next)) {
-    rows.read(*next, pair + now->count, pairs.end);
-    for (std::int64_t i = now->count; i < next->count; ++i) rows.request(*next, i, 0, problem.table.width);
-    for (std::int64_t i = 0; i < now->count; ++i, ++pair) {
-      rows.request(*next, i, 0, problem.table.width);
+  for (std::int64_t pair = pairs.begin; pair < pairs.end;) {
+    const std::int64_t first = pair;
+    rows.read(group, first, std::min(pairs.end, first + RowGroup::kMost));
+    // The last rows of a group are the first of the next, but for the last of all.
+    const std::int64_t end = first + group.count == pairs.end ? pairs.end : first + group.count - ahead;
+    for (std::int64_t i = 0; first == pairs.begin && i < std::min(ahead, group.count); ++i) {
+      prefetch(group.data[i], Stored<V>::bytes(problem.table.width));
+    }
+    for (; pair < end; ++pair) {
       if (x == nullptr || pair % problem.slots == 0) x = x_of<T>(problem, pair / problem.slots, scratch);
-      const std::int64_t row = now->row[i];
-      const float gate = gate_of(problem.activation, rows.cursor(row, 0), rows.scale(row), x, problem.x_width);
+      const std::int64_t i = pair - first, later = std::min(i + ahead, group.count - 1);
+      const float gate = gate_of<V>(problem, group.data[i], rows.scale(group, i), x, group.data[later]);
+      if constexpr (kCoded<V>) __builtin_prefetch(group.scale[later]);
       from_float(gate, static_cast<T*>(problem.gate) + pair);
     }
   }

@@ -3,41 +3,20 @@
 //   table [N, D] of V; addresses [tokens, K]; scores [tokens, K, M] of T; output [tokens, E*D] of T
 //   scratch [E, columns] of float where T is half precision: the sums before they are rounded once
 //
-// Rows come in groups (row_group.h). A tile of columns is summed over a whole group in registers: sums kept in memory
-// would have each row wait for the stores of the one before, and those for its loads.
+// A tile of columns is summed in registers over all of a token's rows, then the next tile. Where that would crowd the
+// sets of the first-level cache, rows are summed over all columns, eight at a time, to sums in memory.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 #include <type_traits>
+#include <utility>
 
-#include "row_group.h"
+#include "row_sums.h"
 
 namespace ultramem {
 namespace {
-
-// Rows [first, last) of a group, which go to the same sums.
-struct Run {
-  std::int64_t first;
-  std::int64_t last;
-};
-
-// Orders the group by block, and by position within a block, so that sums are added in the same order however the work
-// is cut. Groups are small and few rows are out of place.
-inline void order_by_block(RowGroup& group) {
-  for (std::int64_t i = 1; i < group.count; ++i) {
-    const std::int64_t position = group.position[i], row = group.row[i], block = group.block[i];
-    std::int64_t to = i;
-    for (; to > 0 && group.block[to - 1] > block; --to) {
-      group.position[to] = group.position[to - 1];
-      group.row[to] = group.row[to - 1];
-      group.block[to] = group.block[to - 1];
-    }
-    group.position[to] = position;
-    group.row[to] = row;
-    group.block[to] = block;
-  }
-}
 
 template <typename V, typename T>
 class SparseLookup {
@@ -45,23 +24,20 @@ class SparseLookup {
   SparseLookup(const UltramemSparseLookup& problem, UltramemRange columns, void* scratch)
       : p_(problem),
         columns_(columns),
-        rows_(problem.table, problem.addresses, columns, problem.slots, problem.blocks > 1),
+        rows_(problem.table, problem.addresses, problem.blocks > 1),
         scratch_(static_cast<float*>(scratch)) {}
 
   void run(UltramemRange tokens) {
     std::int64_t at = tokens.begin * p_.slots;
     const std::int64_t end = tokens.end * p_.slots;
-    start(at, end);
+    read(*now_, at, end);
+    request_first();
     for (std::int64_t token = tokens.begin; token < tokens.end; ++token) {
       begin_sums(token);
-      for (const std::int64_t token_end = at + p_.slots; at < token_end;) {
+      for (const std::int64_t token_end = at + p_.slots; at < token_end; std::swap(now_, next_)) {
         at += now_->count;
         read(*next_, at, end);
-        if (p_.blocks > 1) order_by_block(*now_);
         add_group();
-        RowGroup* used = now_;
-        now_ = next_;
-        next_ = used;
       }
       finish_sums(token);
     }
@@ -69,18 +45,16 @@ class SparseLookup {
 
  private:
   static constexpr bool kInPlace = std::is_same_v<T, float>;
-  static constexpr int kMostPairs = Simd::kMostPairs;
+  static constexpr std::int64_t kPair = 2 * Simd::kWidth;
 
-  void start(std::int64_t at, std::int64_t end) {
-    read(*now_, at, end);
-    for (std::int64_t i = 0; i < now_->count; ++i)
-      rows_.request(*now_, i, columns_.begin, columns_.end - columns_.begin);
-  }
-
-  // A group stays within one token.
+  // Part of one token's rows: all of them, or nearly equal parts.
   void read(RowGroup& group, std::int64_t at, std::int64_t end) const {
     group.count = 0;
-    if (at < end) rows_.read(group, at, at + p_.slots - at % p_.slots);
+    if (at >= end) return;
+    const std::int64_t parts = (p_.slots + RowGroup::kMost - 1) / RowGroup::kMost, done = at % p_.slots;
+    const std::int64_t part = (done * parts + p_.slots - 1) / p_.slots;
+    rows_.read(group, at, at - done + p_.slots * (part + 1) / parts);
+    if (p_.blocks > 1) order_by_block(group, p_.blocks);
   }
 
   T* output(std::int64_t token, std::int64_t block) const {
@@ -109,83 +83,108 @@ class SparseLookup {
     }
   }
 
+  // Columns [begin, end) that are summed in one go, so many pairs of vectors: 0 where there are too few columns or they
+  // begin within a byte, and more than registers hold where tiles would crowd the cache.
+  struct Columns {
+    std::int64_t begin;
+    std::int64_t end;
+    std::int64_t pairs;
+  };
+
+  // Each core's columns have weights of their own.
+  Columns columns_from(std::int64_t begin) const {
+    const std::int64_t core_width = p_.table.width / p_.cores, core_end = (begin / core_width + 1) * core_width;
+    const std::int64_t end = core_end < columns_.end ? core_end : columns_.end;
+    const std::int64_t pairs = splits_byte(begin) ? 0 : (end - begin) / kPair;
+    if (pairs == 0) return {begin, end, 0};
+    const std::int64_t tiles = (pairs + Simd::kMostPairs - 1) / Simd::kMostPairs, each = (pairs + tiles - 1) / tiles;
+    const Columns tile = {begin, begin + each * kPair, each};
+    return crowds_sets(tile) ? Columns{begin, begin + pairs * kPair, pairs} : tile;
+  }
+
+  // Whether more of the lines under way would share a set of the first-level cache than it has room for, as rows of
+  // 4096 bytes do.
+  bool crowds_sets(const Columns& tile) const {
+    constexpr std::int64_t kSetsBytes = 4096, kWays = 8;
+    const std::int64_t apart = std::gcd(rows_.row_bytes(), kSetsBytes);
+    return tile.pairs > 0 && rows_ahead(bytes(tile), RowGroup::kMost) * apart > kWays * kSetsBytes;
+  }
+
   // Rows start with a byte, so that it is alike in all of them. Cores of an odd width alone bring it about.
   static bool splits_byte(std::int64_t column) { return std::is_same_v<V, Int4> && column % 2 != 0; }
 
-  // Each core's stretch of columns has weights of its own.
   void add_group() {
-    const std::int64_t core_width = p_.table.width / p_.cores;
+    std::int64_t weighted = -1;
     for (std::int64_t column = columns_.begin; column < columns_.end;) {
-      const std::int64_t core = column / core_width, core_end = (core + 1) * core_width;
-      const std::int64_t end = core_end < columns_.end ? core_end : columns_.end;
-      read_weights(core);
-      if (!splits_byte(column)) column = add_tiles<kMostPairs>(column, end);
-      if (column < end) add_singles(column, end);
-      column = end;
+      const Columns columns = columns_from(column);
+      const std::int64_t core = column * p_.cores / p_.table.width;
+      if (core != weighted) read_weights(core);
+      weighted = core;
+      add_columns(columns);
+      column = columns.end;
     }
   }
 
   void read_weights(std::int64_t core) {
     for (std::int64_t i = 0; i < now_->count; ++i) {
       const float score = to_float(static_cast<const T*>(p_.scores)[now_->position[i] * p_.cores + core]);
-      weights_[i] = score * rows_.scale(now_->row[i]);
+      weights_[i] = score * rows_.scale(*now_, i);
     }
   }
 
-  // Tiles of kPairs pairs of vectors as long as they fit, then of half as many; returns the first column left.
-  template <int kPairs>
-  std::int64_t add_tiles(std::int64_t column, std::int64_t end) {
-    constexpr std::int64_t kTile = 2 * kPairs * Simd::kWidth;
-    for (; column + kTile <= end; column += kTile) {
-      for_each_run(column, kTile, [&](Run run, float* sums) { add_tile<kPairs>(run, column, sums); });
-    }
-    if constexpr (kPairs > 1) return add_tiles<kPairs / 2>(column, end);
-    return column;
-  }
-
-  // body(run, sums) for the rows of each block, and requests for the same columns of the next group.
-  template <typename Body>
-  void for_each_run(std::int64_t column, std::int64_t count, const Body& body) {
-    if (p_.blocks == 1) {
-      body(Run{0, now_->count}, sums_ + column - columns_.begin);
-    }
-    for (Run run{0, 0}; p_.blocks > 1 && run.first < now_->count; run.first = run.last) {
+  void add_columns(const Columns& columns) {
+    const std::int64_t ahead = rows_ahead(bytes(columns), now_->count);
+    extend(columns, ahead);
+    const RowGroup& scaled = columns.begin == columns_.begin ? *next_ : *now_;
+    const Stretch<V> from = {*now_, weights_, columns.begin, ahead, scaled.scale};
+    if (p_.blocks == 1) return add_run(from, columns, {0, now_->count}, sums_ + columns.begin - columns_.begin);
+    for (Run run{0, 0}; run.first < now_->count; run.first = run.last) {
       const std::int64_t block = now_->block[run.first];
       while (run.last < now_->count && now_->block[run.last] == block) ++run.last;
-      body(run, sums_ + block * stride_ + column - columns_.begin);
+      add_run(from, columns, run, sums_ + block * stride_ + columns.begin - columns_.begin);
     }
-    for (std::int64_t i = now_->count; i < next_->count; ++i) rows_.request(*next_, i, column, count);
   }
 
-  template <int kPairs>
-  void add_tile(Run run, std::int64_t column, float* sums) {
-    constexpr std::int64_t kPair = 2 * Simd::kWidth;
-    Pair tile[kPairs];
-#pragma GCC unroll 8
-    for (int v = 0; v < kPairs; ++v) tile[v] = as_stored<V>(load_sums(sums + v * kPair));
-    for (std::int64_t i = run.first; i < run.last; ++i) {
-      const auto row = rows_.cursor(now_->row[i], column);
-      const Vector weight = Simd::splat(weights_[i]);
-#pragma GCC unroll 8
-      for (int v = 0; v < kPairs; ++v) {
-        const Pair values = load_pair(row + v * kPair);
-        tile[v] = {Simd::multiply_add(weight, values.first, tile[v].first),
-                   Simd::multiply_add(weight, values.second, tile[v].second)};
-      }
-      rows_.template request<kPairs * kPair>(*next_, i, column);
+  static std::int64_t bytes(const Columns& columns) { return Stored<V>::bytes(columns.end - columns.begin); }
+
+  void request_first() const {
+    if (now_->count == 0 || columns_.begin == columns_.end) return;
+    const Columns columns = columns_from(columns_.begin);
+    for (std::int64_t i = 0; i < rows_ahead(bytes(columns), now_->count); ++i) {
+      prefetch(now_->data[i] + Stored<V>::offset(columns.begin), bytes(columns));
     }
-#pragma GCC unroll 8
-    for (int v = 0; v < kPairs; ++v) store_sums(as_columns<V>(tile[v]), sums + v * kPair);
+    if constexpr (kCoded<V>) {
+      for (std::int64_t i = 0; i < now_->count; ++i) __builtin_prefetch(now_->scale[i]);
+    }
   }
 
-  // Fewer columns than a pair of vectors, or columns that start within a byte.
-  void add_singles(std::int64_t column, std::int64_t end) {
-    for_each_run(column, end - column, [&](Run run, float* sums) {
-      for (std::int64_t i = run.first; i < run.last; ++i) {
-        add_scaled(weights_[i], rows_.cursor(now_->row[i], column), sums, end - column);
-        rows_.request(*next_, i, column, end - column);
-      }
-    });
+  // Puts behind the group's rows what is read after these columns of them: its rows' next columns, or the next group's
+  // rows. Where nothing is, a row that is in the cache already.
+  void extend(const Columns& columns, std::int64_t count) {
+    const bool more = columns.end < columns_.end;
+    const RowGroup& then = more ? *now_ : *next_;
+    const std::int64_t on = Stored<V>::offset(more ? columns.end : columns_.begin) - Stored<V>::offset(columns.begin);
+    const char** behind = now_->data + now_->count;
+    for (std::int64_t i = 0; i < count; ++i) behind[i] = i < then.count ? then.data[i] + on : behind[-1];
+  }
+
+  void add_run(const Stretch<V>& from, const Columns& columns, Run run, float* sums) {
+    if (columns.pairs == 0) return add_singles(from, run, columns.end - columns.begin, sums);
+    if (columns.pairs <= Simd::kMostPairs) {
+      return rows_.splits_lines() ? add_tile_of<Simd::kMostPairs, true>(columns.pairs, from, run, sums)
+                                  : add_tile_of<Simd::kMostPairs, false>(columns.pairs, from, run, sums);
+    }
+    constexpr int kTogether = 8;
+    for (; run.first + kTogether <= run.last; run.first += kTogether) {
+      add_rows<V, kTogether>(from, run.first, columns.pairs, sums);
+    }
+    for (; run.first < run.last; ++run.first) add_rows<V, 1>(from, run.first, columns.pairs, sums);
+  }
+
+  template <int kPairs, bool kSplit>
+  static void add_tile_of(std::int64_t pairs, const Stretch<V>& from, Run run, float* sums) {
+    if (pairs == kPairs) return add_tile<V, kPairs, kSplit>(from, run, sums);
+    if constexpr (kPairs > 1) add_tile_of<kPairs - 1, kSplit>(pairs, from, run, sums);
   }
 
   const UltramemSparseLookup& p_;
