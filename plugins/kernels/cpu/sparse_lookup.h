@@ -126,9 +126,9 @@ class SparseLookup {
   }
 
   void read_weights(std::int64_t core) {
+    const T* scores = static_cast<const T*>(p_.scores) + core;
     for (std::int64_t i = 0; i < now_->count; ++i) {
-      const float score = to_float(static_cast<const T*>(p_.scores)[now_->position[i] * p_.cores + core]);
-      weights_[i] = score * rows_.scale(*now_, i);
+      weights_[i] = to_float(scores[now_->position[i] * p_.cores]) * rows_.scale(*now_, i);
     }
   }
 
