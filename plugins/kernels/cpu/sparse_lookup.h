@@ -103,9 +103,9 @@ class SparseLookup {
   }
 
   // Whether more of the lines under way would share a set of the first-level cache than it has room for, as rows of
-  // 4096 bytes do.
+  // 4096 bytes do. Narrower vectors make more visits of a row, and bear fewer.
   bool crowds_sets(const Columns& tile) const {
-    constexpr std::int64_t kSetsBytes = 4096, kWays = 8;
+    constexpr std::int64_t kSetsBytes = 4096, kWays = Simd::kWidth < 16 ? 7 : 8;
     const std::int64_t apart = std::gcd(rows_.row_bytes(), kSetsBytes);
     return tile.pairs > 0 && rows_ahead(bytes(tile), RowGroup::kMost) * apart > kWays * kSetsBytes;
   }
