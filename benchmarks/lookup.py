@@ -27,7 +27,7 @@ if __package__ in (None, ""):
 
 from benchmarks.common import machine, median, print_json, print_table, share_pool
 from benchmarks.results import save
-from benchmarks.rows import Rows
+from benchmarks.rows import Rows, huge
 from ultramem_deploy.ops import DOMAIN, sparse_lookup
 from ultramem_deploy.ops.encoding import ENCODINGS, encoding_of, table_width
 from ultramem_deploy.runtime.plugins import ort_library
@@ -35,7 +35,7 @@ from ultramem_deploy.runtime.plugins import ort_library
 GIB = 1 << 30
 WIDTHS, SLOTS, TOKENS = (192, 384, 768, 1024, 2048), (32, 64, 128, 256), (1, 4, 16, 64, 256, 1024)
 QUICK = [(width, slots, tokens) for width, slots in ((192, 32), (1024, 64), (2048, 256)) for tokens in (1, 16, 64, 256)]
-AHEAD_BYTES = (0, 4 << 10, 8 << 10, 16 << 10, 32 << 10)
+AHEAD_BYTES = (2 << 10, 4 << 10, 8 << 10, 16 << 10, 32 << 10)
 Actions = dict[str, Callable[[torch.Tensor], object]]
 ELEMENTS = {
     torch.float32: TensorProto.FLOAT,
@@ -116,17 +116,12 @@ def measure(
     """Medians of every contender at one point, in turn, for about `budget` seconds."""
     table = memory.table(dtype, columns)
     scores = torch.rand(tokens, slots, 1)
-    scales = None if encoding_of(table) == "float" else torch.full((len(table),), 0.01)
-    row_bytes = columns * table.element_size()
+    scales = None if encoding_of(table) == "float" else huge(4 * len(table)).view(torch.float32).fill_(0.01)
 
     def addresses() -> torch.Tensor:
         return memory.addresses(len(table), tokens, slots)
 
-    actions: Actions = {
-        f"touch {ahead}": lambda a, n=ahead // row_bytes: memory.touch(table, a, n)
-        for ahead in AHEAD_BYTES
-        if ahead == 0 or ahead >= row_bytes
-    }
+    actions: Actions = {f"touch {n}": lambda a, n=n: memory.touch(table, a, n) for n in AHEAD_BYTES}
     actions["ours"] = lambda a: sparse_lookup.sparse_lookup(table, a, scores, 1, scales)
     if peers:
         weights = scores[..., 0].to(dtype)

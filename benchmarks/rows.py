@@ -23,7 +23,7 @@ class Touch(ctypes.Structure):
         ("addresses", c_void_p),
         ("count", c_int64),
         ("row_bytes", c_int64),
-        ("rows_ahead", c_int64),
+        ("bytes_ahead", c_int64),
         ("tasks", c_int64),
         ("sink", c_void_p),
     )
@@ -40,11 +40,7 @@ class Rows:
 
     def __init__(self, size: int, addresses: int = 1 << 22) -> None:
         self._tasks = Tasks("touch.cpp")
-        self._map = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._map.madvise(mmap.MADV_HUGEPAGE)
-        whole = torch.frombuffer(self._map, dtype=torch.uint8)
-        start = -whole.data_ptr() % HUGE_PAGE
-        self.bytes = whole[start : start + size]
+        self.bytes = huge(size)
         fill = Fill(self.bytes.data_ptr(), size // 8, TASKS)
         self._tasks.run("fill_task", fill, TASKS)
         self.huge_share = _huge_bytes(self.bytes.data_ptr()) / size
@@ -66,14 +62,23 @@ class Rows:
         self._at += count
         return (part % rows).reshape(tokens, slots)
 
-    def touch(self, table: torch.Tensor, addresses: torch.Tensor, rows_ahead: int) -> None:
-        """Load every line of these rows once, on as many threads as PyTorch has."""
+    def touch(self, table: torch.Tensor, addresses: torch.Tensor, bytes_ahead: int) -> None:
+        """Load every line of these rows, of whole lines, once, on as many threads as PyTorch has."""
         sink = (c_int64 * TASKS)()
-        tasks = max(1, min(TASKS, addresses.numel() // 16))
+        tasks = max(1, min(TASKS, 4 * torch.get_num_threads(), addresses.numel() // 16))
         row_bytes = table.shape[1] * table.element_size()
-        problem = Touch(table.data_ptr(), addresses.data_ptr(), addresses.numel(), row_bytes, rows_ahead, tasks)
+        problem = Touch(table.data_ptr(), addresses.data_ptr(), addresses.numel(), row_bytes, bytes_ahead, tasks)
         problem.sink = ctypes.addressof(sink)
         self._tasks.run("touch_task", problem, tasks)
+
+
+def huge(size: int) -> torch.Tensor:
+    """`size` bytes, zero, on transparent huge pages where the system has them to give."""
+    memory = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    whole = torch.frombuffer(memory, dtype=torch.uint8)  # holds the mapping
+    start = -whole.data_ptr() % HUGE_PAGE
+    return whole[start : start + size]
 
 
 def _huge_bytes(address: int) -> int:

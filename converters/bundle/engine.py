@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ...checkpoint import Stage, read_header, source_record
-from ...checkpoint.files import sha256_file
+from ...checkpoint.files import link_or_copy, sha256_file
 from ...errors import InputError
 from ...ops import DOMAIN, VERSION
 from ...runtime.bundle_files import table_fingerprint
@@ -55,7 +54,7 @@ def bundle_engine(
         if not stage.up_to_date:
             _link(stage, engine, directory, held)
             if library:
-                shutil.copyfile(library, stage.workdir / TENSORRT_LIBRARY)
+                link_or_copy(library, stage.workdir / TENSORRT_LIBRARY, copy=True)
             document = _describe(stage, directory, held, {n: str(e["sha256"]) for n, e in record.files.items()})
             stage.receipt |= receipt(document, stage)
     return stage.receipt | {"up_to_date": stage.up_to_date} | stage.notes

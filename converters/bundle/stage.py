@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import onnx
 
 from ...checkpoint import Checkpoint, Stage, source_record
-from ...checkpoint.files import sha256_file
+from ...checkpoint.files import link_or_copy, sha256_file
 from ...errors import InputError
 from ...ops import DOMAIN, VERSION
 from ...planning import prefill_chunk
@@ -56,7 +55,7 @@ def make_bundle(
         if not stage.up_to_date:
             _link(stage, src, model)
             if library:
-                shutil.copyfile(library, stage.workdir / ORT_LIBRARY)
+                link_or_copy(library, stage.workdir / ORT_LIBRARY, copy=True)
             hashes = {name: str(entry["sha256"]) for name, entry in record.files.items()}
             document = _describe(stage, spec, model, Checkpoint.open(src), hashes)
             stage.receipt |= receipt(document, stage)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import onnx
 
 from ...checkpoint import Stage, source_record
-from ...checkpoint.files import sha256_file
+from ...checkpoint.files import link_or_copy, sha256_file
 from ...errors import InputError
 from ...runtime.engine_manifest import SUFFIX
 from ...runtime.ort_model import MODEL_FILE, check_description, uses_memory
@@ -67,7 +66,7 @@ def _write(stage: Stage, src: Path, model: onnx.ModelProto, library: Path | None
     for name in sorted({MODEL_FILE, *weight_files(model)}):
         stage.link_file(src / name, f"{folder}/{name}")
     if library:
-        shutil.copyfile(library, stage.workdir / folder / ORT_LIBRARY)
+        link_or_copy(library, stage.workdir / folder / ORT_LIBRARY, copy=True)
     if backend == "python":
         stage.write_text(f"{folder}/model.py", _PYTHON_MODEL.read_text(encoding="utf-8"))
     named = library is not None and backend == "onnxruntime"

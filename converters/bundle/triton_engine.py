@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ...checkpoint import Stage, source_record
-from ...checkpoint.files import sha256_file
+from ...checkpoint.files import link_or_copy, sha256_file
 from ...errors import InputError
 from ...runtime.engine_manifest import Manifest
 from ...runtime.plugins import TENSORRT_LIBRARY, tensorrt_library
@@ -61,7 +60,7 @@ def _write(stage: Stage, engine: Path, directory: Path, held: Manifest, library:
         stage.link_file(directory / name, f"{folder}/{name}")
     stage.link_file(engine, f"{folder}/{PLAN}")
     if library:
-        shutil.copyfile(library, stage.workdir / folder / TENSORRT_LIBRARY)
+        link_or_copy(library, stage.workdir / folder / TENSORRT_LIBRARY, copy=True)
     stage.write_text(CONFIG, engine_config(held))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ultramem_deploy.checkpoint import Stage, TensorTask, read_provenance, source_record
-from ultramem_deploy.checkpoint.provenance import canonical_json, tool_version
+from ultramem_deploy.checkpoint.provenance import canonical_json, fingerprint, pretty_json, tool_version
 from ultramem_deploy.errors import InputError
 
 
@@ -134,3 +134,10 @@ def test_what_is_not_ours_has_no_provenance(tmp_path: Path) -> None:
 def test_canonical_json_is_plain() -> None:
     value = {"b": np.float32(0.5), "a": (1, np.int64(2), float("inf")), "p": Path("/home/someone/model")}
     assert canonical_json(value) == b'{"a":[1,2,"inf"],"b":0.5,"p":"model"}'
+
+
+def test_names_that_are_no_utf8_are_spelled() -> None:
+    """As the system gives the bytes of such a file's name to Python: JSON has no place for them."""
+    name = os.fsdecode(b"b\xff")
+    assert json.loads(pretty_json({name: [name, Path("in") / name]})) == {r"b\udcff": [r"b\udcff", r"b\udcff"]}
+    assert fingerprint(name) != fingerprint("b")

@@ -92,6 +92,12 @@ def test_the_machines_limits_are_one_line(
     assert_one_line(um("convert", source, "out"), "/somewhere/file: it cannot")
 
 
+def test_links_that_lead_nowhere_are_one_line(um: Invoke, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for out in (tmp_path / "loop", tmp_path / "loop" / "out"):
+        assert_one_line(um("convert", source, out), "oop")
+
+
 def _torch_out_of_memory() -> RuntimeError:
     """What PyTorch says where it cannot allocate: 2**56 bytes are more than any machine has."""
     with pytest.raises(RuntimeError) as caught:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,7 +43,7 @@ def start() -> Start:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         command = [sys.executable, *map(str, arguments)]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        return subprocess.Popen(command, text=True, env=environment, **pipes | options)
+        return subprocess.Popen(command, text=True, **{"env": environment} | pipes | options)
 
     return run
 
@@ -130,3 +131,36 @@ def test_quiet_shows_no_bar(start: Start) -> None:
 def test_no_bar_where_stderr_is_no_terminal(start: Start) -> None:
     printed, errors = start("-c", BAR).communicate(timeout=60)
     assert (printed.strip(), errors) == ("None", "")
+
+
+def test_a_closed_output_is_no_bug(start: Start, source: Path) -> None:
+    """As `>&-` leaves it, or a service that has no output."""
+    script = "import sys\nsys.stdout.close()\nsys.stdout = None\nfrom ultramem_deploy.cli import main\nmain()"
+    for verb in ("inspect", "plan"):
+        process = start("-c", script, verb, source)
+        _, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (0, "")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_names_that_the_terminal_cannot_show(start: Start, source: Path, tmp_path: Path, encoding: str) -> None:
+    """Letters that its encoding lacks, and bytes that are no UTF-8: shown as they can be, used as they are."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding, "PYTHONUTF8": "1"}
+    name = os.fsdecode("m\u00f6del-\u6a21".encode() + b"\xff")
+    shutil.copytree(source, tmp_path / name)
+    out = tmp_path / f"out-{name}"
+    for arguments in (
+        ("convert", tmp_path / name, out, "--dtype", "bfloat16"),
+        ("convert", tmp_path / name, out, "--dtype", "bfloat16", "--json"),
+        ("inspect", out),
+        ("plan", out),
+        ("export", out, tmp_path / f"bundle-{name}"),
+    ):
+        process = start("-m", "ultramem_deploy", *arguments, env=environment)
+        printed, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        assert "Traceback" not in errors and printed
+    process = start("-m", "ultramem_deploy", "generate", tmp_path / f"bundle-{name}", "--prompt", "a", env=environment)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2 and errors.count("\n") == 1
+    assert errors.endswith("ONNX Runtime opens no path that is not UTF-8; rename the directory\n")

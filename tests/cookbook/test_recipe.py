@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -193,6 +195,18 @@ def test_ls_show_cp_and_validate(tmp_path: Path) -> None:
         assert json.loads(run("recipes", "show", copied, "--json").stdout) == recipe
     again = run("recipes", "cp", listed[0]["name"], tmp_path)
     assert again.exit_code == 2 and "exists; choose another name" in again.stderr
+
+
+def test_a_copy_on_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty file would be in the way of the next copy."""
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    result = run("recipes", "cp", "upcycle-identity", tmp_path / "mine.yaml")
+    assert result.exit_code == 2 and "mine.yaml: cannot be written: No space left" in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_bad_recipe_exits_with_2_and_tells_all(tmp_path: Path) -> None:

@@ -208,6 +208,7 @@ def test_what_cannot_work_is_told_before_the_first_stage(recipe: Path, tmp_path:
     for setting, said in {
         "verify-2.kl=-1.0": "verify-2.kl: expected 0 or more, found -1.0: nothing could pass",
         f"verify-2.text={gone}": f"verify-2.text: {gone}: no such file",
+        f"verify-2.text={tmp_path}": f"verify-2.text: {tmp_path}: is a directory; expected a file",
         "fold-2.batch=[0]": "fold-2.batch: only --mode auto",
     }.items():
         result = CliRunner().invoke(main, ["run", str(recipe), str(model), str(tmp_path / "out"), "--set", setting])

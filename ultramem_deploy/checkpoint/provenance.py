@@ -65,13 +65,18 @@ def pretty_json(value: Any) -> bytes:
 
 
 def plain(value: Any) -> Any:
-    """`value` in JSON's own types: numpy scalars and tuples converted, NaN and infinity spelled, paths cut to names."""
+    """`value` in JSON's own types: numpy scalars and tuples converted, NaN and infinity spelled, paths cut to names.
+
+    Bytes of a file's name that are no UTF-8 are spelled as well: "\\udcff".
+    """
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {plain(str(key)): plain(item) for key, item in value.items()}
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, Path):
-        return value.name
+        return plain(value.name)
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
         return plain(value.item())
     if isinstance(value, float) and not math.isfinite(value):

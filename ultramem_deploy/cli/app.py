@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, cast
@@ -61,6 +62,7 @@ class LazyGroup(click.Group):
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """As click's, but every failure that a user can act on is one line. A traceback means a bug of ours."""
         run = cast(Callable[..., Any], super().main)
+        _show_any_name()
         extra["prog_name"] = PROGRAM
         if not standalone_mode:
             return run(*args, standalone_mode=False, **extra)
@@ -69,6 +71,13 @@ class LazyGroup(click.Group):
         except Exception as error:
             _fail(error)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _show_any_name() -> None:
+    """Let a name be printed where the terminal's encoding lacks its letters, or it is no text at all."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where it is closed
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(error: Exception) -> NoReturn:

@@ -45,6 +45,8 @@ def message_and_code(error: Exception) -> tuple[str, int] | None:
     if _is_out_of_memory(error):
         said = f" ({error})" if str(error) else ""
         return f"error: out of memory{said}; choose smaller sizes, or a machine with more memory", USAGE_CODE
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of pathlib, before Python 3.13
+        return f"error: {error}; choose another path", USAGE_CODE
     if isinstance(error, OSError) and error.errno in _MACHINE:
         where = f"{error.filename}: " if error.filename else ""
         return f"error: {where}{error.strerror or error}", USAGE_CODE

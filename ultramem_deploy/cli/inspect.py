@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import click
 
 from ..inspection import inspect
 from .options import EXISTING, json_option, verb
-from .output import counted, number, print_json, size
+from .output import console, counted, number, print_json, size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,18 +28,17 @@ def command(src: Path, as_json: bool) -> None:
     if as_json:
         print_json(description)
         return
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    console.print(Text(str(src), style="bold"))
-    console.print(_facts(description))
+    out = console()
+    out.print(Text(str(src), style="bold"))
+    out.print(_facts(description))
     for line in _lineage(description["lineage"]):
-        console.print(Text(line))
+        out.print(Text(line))
     if description["memory_layers"]:
-        console.print(_layers(description["memory_layers"]))
+        out.print(_layers(description["memory_layers"]))
     for warning in description["warnings"]:
-        console.print(Text(f"warning: {warning}", style="yellow"))
+        out.print(Text(f"warning: {warning}", style="yellow"))
 
 
 def _facts(description: dict[str, Any]) -> Table:

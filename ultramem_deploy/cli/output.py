@@ -9,13 +9,16 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..pipeline import Progress
 from ..units import size as size
 from .options import StageOptions
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Summary = Callable[[dict[str, Any]], Sequence[str]]
 
@@ -75,6 +78,14 @@ def progress_bar(name: str, quiet: bool) -> AbstractContextManager[Progress | No
     from .bar import shown_progress
 
     return shown_progress(name)
+
+
+def console() -> Console:
+    """Where tables are printed: as wide as the terminal, 120 columns where there is none."""
+    from rich.console import Console
+
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    return Console(width=None if terminal else 120, highlight=False)
 
 
 def print_json(result: Mapping[str, Any]) -> None:

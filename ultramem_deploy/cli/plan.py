@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import click
 
 from .. import pipeline
 from .options import EXISTING, batch_option, json_option, memory_budget_option, tables_option, verb
-from .output import print_json, size
+from .output import console, print_json, size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,19 +40,18 @@ def command(
     if as_json:
         print_json(result)
         return
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    console.print(Text(f"{src}: {result['family']}", style="bold"))
+    out = console()
+    out.print(Text(f"{src}: {result['family']}", style="bold"))
     if result["layers"]:
-        console.print(_layers(result))
+        out.print(_layers(result))
         for line in _reasons(result["layers"]):
-            console.print(Text(line))
+            out.print(Text(line))
     if result["stages"]:
-        console.print(_stages(result["stages"]))
+        out.print(_stages(result["stages"]))
     for line in _remarks(result):
-        console.print(Text(line))
+        out.print(Text(line))
 
 
 def _layers(result: dict[str, Any]) -> Table:

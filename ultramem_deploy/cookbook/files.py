@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.files import write_atomic
 from ..errors import InputError
 from ..yaml_file import parse_yaml, read_yaml
 from .recipe import Recipe, parse, unknown
@@ -44,10 +44,7 @@ def copy(recipe: str | Path, destination: str | Path) -> Path:
     target = target / file.name if target.is_dir() else target
     if target.exists():
         raise InputError(f"{target}: exists; choose another name")
-    try:
-        shutil.copyfile(file, target)
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written: {error.strerror or error}") from None
+    write_atomic(target, file.read_bytes())
     return target
 
 

@@ -63,15 +63,17 @@ def run(
 
 
 def _missing_files(recipe: Recipe, out: Path) -> list[str]:
-    """What a stage is told to read that is not there, unless a stage before it makes it."""
+    """What a stage is told to read that is no file, unless a stage before it makes it."""
     problems, made = [], [SOURCE]
     for step in recipe.steps:
         given = step.options.given()
         for option in ("text", "retain", "profile", "distill"):
             path = given.get(option)
-            if path is None or (option == "distill" and path in made) or Path(path).exists():
+            if path is None or (option == "distill" and path in made):
                 continue
-            if not Path(path).absolute().is_relative_to(out.absolute()):
+            if Path(path).is_dir() and option != "distill":
+                problems.append(f"{step.name}.{option}: {path}: is a directory; expected a file")
+            elif not Path(path).exists() and not Path(path).absolute().is_relative_to(out.absolute()):
                 problems.append(f"{step.name}.{option}: {path}: no such file")
         made.append(step.name)
     return problems

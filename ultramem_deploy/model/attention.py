@@ -26,7 +26,7 @@ Rotation = tuple[torch.Tensor, torch.Tensor]
 class Context:
     """What every attention layer of one forward pass shares.
 
-    rotation, sliding_rotation: cosines and sines [B, 1, S, rotated_dim/2]; mask, sliding_mask: bool [B, 1, S, P+S],
+    rotation, sliding_rotation: of `rope.cos_sin` [B, 1, S, rotated_dim]; mask, sliding_mask: bool [B, 1, S, P+S],
     True where a query may look, or None for plain causal attention without a past.
     """
 

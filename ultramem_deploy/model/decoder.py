@@ -147,8 +147,9 @@ class UltraMemModel(nn.Module):
         else:
             positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, past:]
         d = self.spec.decoder
-        rotation = cos_sin(d.rope, d.rotated_dim, positions)
-        sliding_rotation = cos_sin(d.sliding_rope, d.rotated_dim, positions) if d.sliding_rope else rotation
+        dtype = self.model.embed_tokens.weight.dtype  # cast once, not in every layer
+        rotation = cos_sin(d.rope, d.rotated_dim, positions, dtype)
+        sliding_rotation = cos_sin(d.sliding_rope, d.rotated_dim, positions, dtype) if d.sliding_rope else rotation
         plain = attention_mask is None and past == 0
         mask = None if plain else _causal_mask(length, past, attention_mask, None, input_ids.device)
         window = d.sliding_window if d.sliding_layers else None

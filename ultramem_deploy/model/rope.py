@@ -49,18 +49,24 @@ def _yarn(rope: RopeSpec, inverse: np.ndarray, width: int) -> np.ndarray:
     return blended
 
 
-def cos_sin(rope: RopeSpec, width: int, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines [B, 1, S, width/2], float32, of positions [B, S]."""
+def cos_sin(
+    rope: RopeSpec, width: int, positions: torch.Tensor, dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `rotate` multiplies by at positions [B, S]: cosines twice over, and sines negated, then as they are.
+
+    [B, 1, S, width] of `dtype`, computed in float32.
+    """
     inverse = torch.from_numpy(inverse_frequencies(rope, width)).to(positions.device)
     angles = positions[:, None, :, None].float() * inverse
-    return angles.cos() * rope.attention_factor, angles.sin() * rope.attention_factor
+    cos, sin = angles.cos() * rope.attention_factor, angles.sin() * rope.attention_factor
+    return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool = False) -> torch.Tensor:
     """Rotate x [B, heads, S, width], pairing entry i with i + width/2; interleaved: entry 2i with 2i + 1.
 
-    The result has halves side by side either way: queries and keys agree, so their products do.
+    The result has halves side by side either way: queries and keys agree, so their products do. cos, sin: of `cos_sin`.
     """
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    first, second = (x[..., 0::2], x[..., 1::2]) if interleaved else x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    if interleaved:
+        x = torch.cat((x[..., 0::2], x[..., 1::2]), dim=-1)
+    return x * cos.to(x.dtype) + x.roll(x.shape[-1] // 2, dims=-1) * sin.to(x.dtype)

@@ -100,6 +100,15 @@ def uses_memory(model: onnx.ModelProto) -> bool:
     return any(node.domain == DOMAIN for node in model.graph.node)
 
 
+def _utf8(path: Path) -> str:
+    """The path as ONNX Runtime takes it."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError(f"{path}: ONNX Runtime opens no path that is not UTF-8; rename the directory") from None
+    return str(path)
+
+
 def open_model(
     bundle: Path,
     model: onnx.ModelProto,
@@ -118,7 +127,7 @@ def open_model(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.log_severity_level = 3
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.resolve()))
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", _utf8(bundle.resolve()))
     if kernels and uses_memory(model):
         options.add_session_config_entry("ultramem.tables", wanted(tables))
         _register(options)

@@ -29,14 +29,14 @@ class Attention {
   void run() {
     PlaceBlock now = blocks_.first();
     if (!blocks_.has(now)) return;
-    request_rest(keys_of(now), 0);
+    LineRequests(keys_of(now)).rest();
     begin(now.item);
     while (blocks_.has(now)) {
       const PlaceBlock next = blocks_.after(now);
       const Rows keys = keys_of(now), values = values_of(now);
-      score(keys, values);
+      score(keys, LineRequests(values));
       weigh(now);
-      add(values, blocks_.has(next) ? keys_of(next) : values);
+      add(values, LineRequests(blocks_.has(next) ? keys_of(next) : Rows{}));
       if (next.item != now.item) {
         finish(now.item);
         if (blocks_.has(next)) begin(next.item);
@@ -63,12 +63,6 @@ class Attention {
   }
   Rows keys_of(const PlaceBlock& block) const { return rows_of(p_.k, block, p_.width); }
   Rows values_of(const PlaceBlock& block) const { return rows_of(p_.v, block, p_.value_width); }
-
-  static void request_rest(const Rows& rows, std::int64_t from) {
-    for (; from < rows.count; ++from) {
-      prefetch(rows.at(from), rows.width * static_cast<std::int64_t>(sizeof(T)));
-    }
-  }
 
   // Scores count in 1 / log2(e), so that weights are powers of two.
   void begin(std::int64_t item) {
@@ -108,15 +102,14 @@ class Attention {
     if constexpr (kHeads > 1) for_each_heads<kHeads / 2>(body, head);
   }
 
-  void score(const Rows& keys, const Rows& ahead) const {
-    for_each_heads(
-        [&](auto heads, std::int64_t head) { score_heads<heads.value>(head, keys, head == 0 ? ahead : keys); });
-    request_rest(ahead, keys.count);
+  void score(const Rows& keys, LineRequests ahead) const {
+    for_each_heads([&](auto heads, std::int64_t head) { ahead = score_heads<heads.value>(head, keys, ahead); });
+    ahead.rest();
   }
 
-  // Sums of kTogether places hide one another's latency.
+  // Sums of kTogether places hide one another's latency. Returns what is left to ask for.
   template <int kHeads>
-  void score_heads(std::int64_t head, const Rows& keys, const Rows& ahead) const {
+  LineRequests score_heads(std::int64_t head, const Rows& keys, LineRequests ahead) const {
     float* scores = s_.scores + head * kMostPlaces;
     std::int64_t place = 0;
     for (; place + kTogether <= keys.count; place += kTogether) {
@@ -130,18 +123,19 @@ class Attention {
       score_places<kHeads, 1>(head, place, keys, ahead, sums);
       for (int h = 0; h < kHeads; ++h) scores[h * kMostPlaces + place] = Simd::sum(sums[h][0]);
     }
+    return ahead;
   }
 
-  // Lines are asked for one by one, between products: several at once take longer.
+  // Lines are asked for between products: several at once take longer.
   template <int kHeads, int kPlaces>
-  void score_places(std::int64_t head, std::int64_t place, const Rows& keys, const Rows& ahead,
+  void score_places(std::int64_t head, std::int64_t place, const Rows& keys, LineRequests& ahead,
                     Vector (&sums)[kHeads][kPlaces]) const {
     const float* q = s_.q + head * s_.q_stride;
     const T* row = keys.at(place);
     const auto step = [&](std::int64_t column, bool asks, const auto& load) {
 #pragma GCC unroll 4
       for (int i = 0; i < kPlaces; ++i) {
-        if (asks) __builtin_prefetch(ahead.address(place + i, column));
+        if (asks) ahead.next();
         const Vector numbers = load(row + i * keys.stride + column);
 #pragma GCC unroll 4
         for (int h = 0; h < kHeads; ++h) {
@@ -153,9 +147,6 @@ class Attention {
     for (; column + kPerLine <= keys.width; column += kPerLine) {
 #pragma GCC unroll 4
       for (std::int64_t i = 0; i < kPerLine; i += Simd::kWidth) step(column + i, i == 0, load_whole<T>);
-    }
-    for (std::int64_t rest = column; rest < ahead.width; rest += kPerLine) {
-      for (int i = 0; i < kPlaces; ++i) __builtin_prefetch(ahead.address(place + i, rest));
     }
     for (; column + Simd::kWidth <= keys.width; column += Simd::kWidth) step(column, false, load_whole<T>);
     if (const std::int64_t left = keys.width - column; left > 0) {
@@ -206,31 +197,29 @@ class Attention {
     s_.total[head] *= factor[0];
   }
 
-  void add(const Rows& values, const Rows& ahead) const {
+  void add(const Rows& values, LineRequests ahead) const {
     for_each_heads([&](auto heads, std::int64_t head) {
-      add_columns<heads.value, 2 * Simd::kMostPairs / heads.value>(head, 0, values, head == 0 ? ahead : values);
+      ahead = add_columns<heads.value, 2 * Simd::kMostPairs / heads.value>(head, 0, values, ahead);
     });
-    for (std::int64_t row = 0; ahead.width > values.width && row < ahead.count; ++row) {
-      prefetch(ahead.at(row) + values.width, (ahead.width - values.width) * static_cast<std::int64_t>(sizeof(T)));
-    }
-    request_rest(ahead, values.count);
+    ahead.rest();
   }
 
   // Tiles of kVectors vectors as long as they fit, then of half as many.
   template <int kHeads, int kVectors>
-  void add_columns(std::int64_t head, std::int64_t column, const Rows& values, const Rows& ahead) const {
+  LineRequests add_columns(std::int64_t head, std::int64_t column, const Rows& values, LineRequests ahead) const {
     constexpr std::int64_t kTile = kVectors * Simd::kWidth;
     for (; column + kTile <= values.width; column += kTile) {
-      add_tile<kHeads, kVectors>(head, column, values, ahead, load_whole<T>);
+      ahead = add_tile<kHeads, kVectors>(head, column, values, ahead, load_whole<T>);
     }
     if constexpr (kVectors > 1) return add_columns<kHeads, kVectors / 2>(head, column, values, ahead);
-    if (const std::int64_t left = values.width - column; left > 0) {
-      add_tile<kHeads, 1>(head, column, values, ahead, [left](const T* from) { return load_partial(from, left); });
-    }
+    const std::int64_t left = values.width - column;
+    if (left <= 0) return ahead;
+    return add_tile<kHeads, 1>(head, column, values, ahead, [left](const T* from) { return load_partial(from, left); });
   }
 
   template <int kHeads, int kVectors, typename Load>
-  void add_tile(std::int64_t head, std::int64_t column, const Rows& values, const Rows& ahead, const Load& load) const {
+  LineRequests add_tile(std::int64_t head, std::int64_t column, const Rows& values, LineRequests ahead,
+                        const Load& load) const {
     const float* weights = s_.scores + head * kMostPlaces;
     float* to = s_.sums + head * s_.sums_stride + column;
     Vector sums[kHeads][kVectors];
@@ -243,7 +232,7 @@ class Attention {
       const T* row = values.at(place) + column;
 #pragma GCC unroll 16
       for (int i = 0; i < kVectors; ++i) {
-        if (i * Simd::kWidth % kPerLine == 0) __builtin_prefetch(ahead.address(place, column + i * Simd::kWidth));
+        if (i * Simd::kWidth % kPerLine == 0) ahead.next();
         const Vector numbers = load(row + i * Simd::kWidth);
 #pragma GCC unroll 4
         for (int h = 0; h < kHeads; ++h) {
@@ -256,6 +245,7 @@ class Attention {
 #pragma GCC unroll 16
       for (int i = 0; i < kVectors; ++i) Simd::store(to + h * s_.sums_stride + i * Simd::kWidth, sums[h][i]);
     }
+    return ahead;
   }
 
   const UltramemAttention& p_;

@@ -43,7 +43,7 @@ class PlaceBlocks {
   // A block's values are asked for while its keys are read: enough to hide memory latency, and little enough that both
   // stay in the first-level cache.
   static std::int64_t most_places(const UltramemAttention& p, std::int64_t number_bytes) {
-    constexpr std::int64_t kBytes = 8192, kMost = AttentionScratch::kMostPlaces;
+    constexpr std::int64_t kBytes = 16384, kMost = AttentionScratch::kMostPlaces;
     const std::int64_t row_bytes = (p.width > p.value_width ? p.width : p.value_width) * number_bytes;
     const std::int64_t places = kBytes / row_bytes / kFewest * kFewest;
     return places < kFewest ? kFewest : places < kMost ? places : kMost;
@@ -80,12 +80,49 @@ struct PlaceRows {
   std::int64_t width;
 
   const T* at(std::int64_t row) const { return data + row * stride; }
+};
 
-  // Also of what lies behind the rows: to be asked for, never read.
-  const void* address(std::int64_t row, std::int64_t column) const {
-    const std::int64_t bytes = (row * stride + column) * static_cast<std::int64_t>(sizeof(T));
-    return reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(data) + static_cast<std::uintptr_t>(bytes));
+// Asks for the lines of rows one by one, in the order in which they lie: the memory gives them soonest.
+class LineRequests {
+ public:
+  template <typename T>
+  explicit LineRequests(const PlaceRows<T>& rows)
+      : row_(reinterpret_cast<std::uintptr_t>(rows.data)),
+        stride_(static_cast<std::uintptr_t>(rows.stride) * sizeof(T)),
+        row_bytes_(static_cast<std::uintptr_t>(rows.width) * sizeof(T)),
+        rows_left_(rows.count) {
+    if (rows.stride == rows.width && rows.count > 0) {  // as good as one row
+      row_bytes_ *= static_cast<std::uintptr_t>(rows.count);
+      rows_left_ = 1;
+    }
   }
+
+  // Of nothing once all are asked for.
+  void next() {
+    if (line_ >= end_ && !begin_row()) return;
+    __builtin_prefetch(reinterpret_cast<const void*>(line_));
+    line_ += kLine;
+  }
+
+  void rest() {
+    while (line_ < end_ || rows_left_ > 0) next();
+  }
+
+ private:
+  static constexpr std::uintptr_t kLine = 64;
+
+  bool begin_row() {
+    if (rows_left_ == 0) return false;
+    line_ = row_ / kLine * kLine;
+    end_ = row_ + row_bytes_;
+    row_ += stride_;
+    --rows_left_;
+    return true;
+  }
+
+  std::uintptr_t row_, stride_, row_bytes_;
+  std::int64_t rows_left_;
+  std::uintptr_t line_ = 0, end_ = 0;
 };
 
 }  // namespace

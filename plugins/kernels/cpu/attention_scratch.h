@@ -12,7 +12,7 @@ namespace {
 // Numbers within one block, in the order in which they lie; each head's start on a line of the cache. With a null base
 // it only measures.
 struct AttentionScratch {
-  static constexpr std::int64_t kMostPlaces = 128;  // whose scores are held at once
+  static constexpr std::int64_t kMostPlaces = 64;  // whose scores are held at once
 
   AttentionScratch(const UltramemAttention& problem, void* base)
       : group(problem.heads / problem.kv_heads),

@@ -104,14 +104,12 @@ class TableRows {
   // Fills `group` with the rows of the flat positions [begin, end), RowGroup::kMost at most.
   void read(RowGroup& group, std::int64_t begin, std::int64_t end) const {
     group.count = end - begin;
-    for (std::int64_t i = 0; i < group.count; ++i) {
-      const std::int64_t address = addresses_[begin + i];
-      const bool first = !virtual_blocks_ || address < table_.rows;  // the common case needs no division
-      const std::int64_t block = first ? 0 : address / table_.rows, row = first ? address : address % table_.rows;
-      group.position[i] = begin + i;
-      group.block[i] = block;
-      group.data[i] = static_cast<const char*>(table_.data) + row * row_bytes_;
-      if constexpr (kCoded<V>) group.scale[i] = table_.scales + row;
+    const std::int64_t* addresses = addresses_ + begin;
+    for (std::int64_t i = 0; i < group.count; ++i) group.position[i] = begin + i;
+    if (virtual_blocks_) {
+      read_blocks(group, addresses);
+    } else {
+      for (std::int64_t i = 0; i < group.count; ++i) place(group, i, addresses[i]);
     }
   }
 
@@ -129,6 +127,19 @@ class TableRows {
   std::int64_t row_bytes() const { return row_bytes_; }
 
  private:
+  void place(RowGroup& group, std::int64_t i, std::int64_t row) const {
+    group.data[i] = static_cast<const char*>(table_.data) + row * row_bytes_;
+    if constexpr (kCoded<V>) group.scale[i] = table_.scales + row;
+  }
+
+  void read_blocks(RowGroup& group, const std::int64_t* addresses) const {
+    for (std::int64_t i = 0; i < group.count; ++i) {
+      const bool first = addresses[i] < table_.rows;  // the common case needs no division
+      group.block[i] = first ? 0 : addresses[i] / table_.rows;
+      place(group, i, first ? addresses[i] : addresses[i] % table_.rows);
+    }
+  }
+
   UltramemTable table_;
   const std::int64_t* addresses_;
   std::int64_t row_bytes_;

@@ -103,9 +103,9 @@ class SparseLookup {
   }
 
   // Whether more of the lines under way would share a set of the first-level cache than it has room for, as rows of
-  // 4096 bytes do.
+  // 4096 bytes do. Narrower vectors make more visits of a row, and bear fewer.
   bool crowds_sets(const Columns& tile) const {
-    constexpr std::int64_t kSetsBytes = 4096, kWays = 8;
+    constexpr std::int64_t kSetsBytes = 4096, kWays = Simd::kWidth < 16 ? 7 : 8;
     const std::int64_t apart = std::gcd(rows_.row_bytes(), kSetsBytes);
     return tile.pairs > 0 && rows_ahead(bytes(tile), RowGroup::kMost) * apart > kWays * kSetsBytes;
   }
@@ -126,9 +126,9 @@ class SparseLookup {
   }
 
   void read_weights(std::int64_t core) {
+    const T* scores = static_cast<const T*>(p_.scores) + core;
     for (std::int64_t i = 0; i < now_->count; ++i) {
-      const float score = to_float(static_cast<const T*>(p_.scores)[now_->position[i] * p_.cores + core]);
-      weights_[i] = score * rows_.scale(*now_, i);
+      weights_[i] = to_float(scores[now_->position[i] * p_.cores]) * rows_.scale(*now_, i);
     }
   }
 

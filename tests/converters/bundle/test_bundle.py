@@ -24,6 +24,7 @@ from ultramem_deploy.diagnosis import package
 from ultramem_deploy.errors import CheckFailed, InputError
 from ultramem_deploy.runtime.manifest import check_version, read_manifest
 from ultramem_deploy.runtime.ort import OrtRunner
+from ultramem_deploy.runtime.plugins import ort_library
 
 IDS = np.random.default_rng(3).integers(0, 61, (1, 6))
 
@@ -249,3 +250,13 @@ def test_command_line(exported: Path, tmp_path: Path) -> None:
     assert run(main, ["bundle", str(exported)]).exit_code == 2
     shutil.rmtree(tmp_path / "b")
     assert run(main, ["bundle", str(exported), str(tmp_path / "b"), "--check", str(exported)]).exit_code == 2
+
+
+def test_a_disk_that_is_full_with_the_library_says_what_to_do(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = ort_library().stat().st_size
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=size - 1))
+    with pytest.raises(InputError, match=r"libultramem_ort\.so need .*: 1 short; free some space or choose another"):
+        make_bundle(exported, tmp_path / "bundle", with_plugins=True)
