@@ -106,9 +106,7 @@ size_t ultramem_sparse_lookup_scratch(const UltramemSparseLookup* problem) {
   return static_cast<size_t>(problem->blocks * problem->table.width) * sizeof(float);
 }
 
-size_t ultramem_sparse_gate_scratch(const UltramemSparseGate* problem) {
-  return GateScratch(*problem, nullptr).bytes;
-}
+size_t ultramem_sparse_gate_scratch(const UltramemSparseGate* problem) { return GateScratch(*problem, nullptr).bytes; }
 
 size_t ultramem_tucker_topk_scratch(const UltramemTuckerTopK* problem) {
   return TuckerTopKScratch(*problem, nullptr).bytes;
