@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -120,13 +121,13 @@ class MemoryLayer(nn.Module):
     def forward(self, hidden: torch.Tensor, table: ValueTable) -> torch.Tensor:
         """hidden [T, d] -> [T, d]; runs over tokens in chunks so that no intermediate exceeds about 64 MiB."""
         # A selection hangs on the last bits of its scores: whoever trains in mixed precision gets them whole.
-        with torch.autocast(hidden.device.type, enabled=False):
+        with _whole_precision(hidden.device.type):
             parts = [self._look_up(self._choose(part), table) for part in self._chunks(hidden)]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def choose(self, hidden: torch.Tensor, table: ValueTable) -> list[Choice]:
         """The first half of `forward`, chunk by chunk: asks for the rows that the second half will read."""
-        with torch.autocast(hidden.device.type, enabled=False):
+        with _whole_precision(hidden.device.type):
             choices = []
             for part in self._chunks(hidden):
                 choices.append(self._choose(part))
@@ -135,13 +136,14 @@ class MemoryLayer(nn.Module):
 
     def look_up(self, choices: list[Choice], table: ValueTable) -> torch.Tensor:
         """The second half of `forward`: the same output, to the bit."""
-        with torch.autocast(choices[0].hidden.device.type, enabled=False):
+        with _whole_precision(choices[0].hidden.device.type):
             return torch.cat([self._look_up(choice, table) for choice in choices])
 
     def _chunks(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
         # Folded keys are float32 whatever the weights are.
         hidden = hidden.to(self.col_keys.dtype if self.spec.reads_hidden else self.query.weight.dtype)
-        return torch.split(hidden, self.chunk_tokens)
+        most = self.chunk_tokens
+        return (hidden,) if len(hidden) <= most else torch.split(hidden, most)
 
     def _ask_ahead(self, addresses: torch.Tensor, table: ValueTable) -> None:
         if table.pre_values is not None:
@@ -306,7 +308,14 @@ class MemoryLayer(nn.Module):
         """Virtual indices -> block*N + row (spec §3 and §5)."""
         s, rows = self.spec, self.table_spec.rows
         sigma = self._sigma(indices)
-        row = (sigma % s.slots + s.offset) % rows
+        # Remainders of int64 take no vector instruction: those that change nothing are left out.
+        if s.output_blocks > 1 and s.slots == rows and not s.offset:
+            return sigma
+        row = sigma if s.virtual_slots == s.slots else sigma % s.slots
+        if s.offset:
+            row = row + s.offset
+        if s.slots + s.offset > rows:
+            row = row % rows
         return row if s.output_blocks == 1 else sigma // s.slots * rows + row
 
     def _lookup(self, table: ValueTable, addresses: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -325,6 +334,11 @@ class MemoryLayer(nn.Module):
             looked_up = looked_up * F.silu(self.output_gate(hidden)).float()
         out = looked_up if self.spec.expanded else self.output(looked_up.to(self.output.weight.dtype))
         return out * torch.sigmoid(self.token_gate(hidden)).to(out.dtype) if self.spec.token_gate else out
+
+
+def _whole_precision(device: str) -> AbstractContextManager[object]:
+    """Without mixed precision; entering it takes longer than looking whether there is any."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _rank_two(row: torch.Tensor, col: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
