@@ -13,6 +13,7 @@ Selection is left out: it is the same on both sides. Every page of a table has b
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from ultramem_deploy.runtime.plugins import ort_library
 from ultramem_deploy.spec import ModelSpec
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+FITTED = (1, 4, 16, 64, 256)
 TARGET = 1.5
 SMALLEST_TABLE = 2**31
 FLUSH = np.ones(64 << 20, np.float32)
@@ -65,9 +67,9 @@ class Shape:
         return f"d {self.hidden}, D {self.width}, E {self.blocks}, K {2 * self.top_m}"
 
 
-SHAPES = (Shape(1024, 1024, 1, 64), Shape(1536, 1536, 1, 64), Shape(2048, 2048, 1, 96))
-"""The hidden sizes of P1's three models, at K where the two lines cross at an angle: with more rows of D 768 and 1024
-they lie within a few per cent of one another up to batch 4, and the crossover is anywhere there."""
+SHAPES = (Shape(1024, 1024, 1, 64), Shape(1536, 1536, 1, 64), Shape(1280, 1280, 1, 64))
+"""At K where the two lines cross at an angle: with more rows of D 768 and 1024 they lie within a few per cent of one
+another up to batch 4, and the crossover is anywhere there; of D 2048 expanded rows are faster at every batch."""
 
 
 @click.command()
@@ -180,9 +182,9 @@ def timed(sessions: dict[str, ort.InferenceSession], spec: ModelSpec, batch: int
     rng, layer = np.random.default_rng(batch), spec.memory[0]
     scores = rng.standard_normal((batch, layer.taken, layer.cores), dtype=np.float32)
 
-    def step(one: ort.InferenceSession) -> Any:
+    def step(one: ort.InferenceSession) -> Callable[[], Any]:
         addresses = rng.integers(0, layer.virtual_slots, (batch, layer.taken))
-        return lambda: one.run(None, {"addresses": addresses, "scores": scores})
+        return bound(one, {"addresses": addresses, "scores": scores}, spec.decoder.hidden_size)
 
     found: dict[str, list[float]] = {name: [] for name in sessions}
     for _ in range(max(repeats, 64 // batch)):
@@ -192,34 +194,60 @@ def timed(sessions: dict[str, ort.InferenceSession], spec: ModelSpec, batch: int
     return {name: median(seconds) for name, seconds in found.items()}
 
 
+def bound(one: ort.InferenceSession, inputs: dict[str, np.ndarray[Any, Any]], width: int) -> Callable[[], Any]:
+    """A run of these inputs [T, ...] into an output [T, width] that is there already, as in a model's step."""
+    binding, tokens = one.io_binding(), len(next(iter(inputs.values())))
+    for name, value in inputs.items():
+        binding.bind_cpu_input(name, value)
+    output = ort.OrtValue.ortvalue_from_numpy(np.zeros((tokens, width), np.float32))
+    binding.bind_ortvalue_output(one.get_outputs()[0].name, output)
+    return lambda: one.run_with_iobinding(binding)
+
+
 def calibrate(directory: Path, spec: ModelSpec, threads: int, repeats: int) -> StepRates:
     """Rates of random rows, of 2 KiB as an expanded core has them, and of products of a shape that no layer has."""
     layer, rng = spec.memory[0], np.random.default_rng(1)
     table = {"rows": session(directory, spec, threads)}
     touch(table["rows"], spec)
-    few, many = (timed(table, spec, batch, repeats)["rows"] for batch in (1, 256))
+    lookups = [timed(table, spec, batch, repeats)["rows"] for batch in FITTED]
     read = layer.taken * layer.cores * spec.decoder.hidden_size * 2
     inner = 1536
-    weight = helper.make_tensor("w", TensorProto.FLOAT, [inner, inner], rng.random(inner**2, dtype=np.float32))
-    node = helper.make_node("FusedMatMul", ["x", "w"], ["y"], domain="com.microsoft", transB=1)
-    ports = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, ["T", inner])] for name in "xy"]
-    product = _opened(helper.make_graph([node], "product", *ports, [weight]), directory, threads)
+    product, nothing = (_product(width, directory, threads) for width in (inner, 16))
 
-    def seconds(batch: int) -> float:
-        x, found = rng.random((batch, inner), dtype=np.float32), []
+    def seconds(one: ort.InferenceSession, width: int, batch: int) -> float:
+        x, found = rng.random((batch, width), dtype=np.float32), []
         for _ in range(3 * repeats):
             FLUSH.sum()
-            found += interleaved({"y": lambda: product.run(None, {"x": x})}, 1)["y"]
+            x.sum()  # a layer's product multiplies what the lookup has just written
+            found += interleaved({"y": bound(one, {"x": x}, width)}, 1)["y"]
         return median(found)
 
-    first, last = seconds(1), seconds(256)
-    row, token = (many - few) / 255, (last - first) / 255
+    fixed, row = line(lookups)
+    # What a run takes by itself is in the lookup's time already.
+    first, last, run = seconds(product, inner, 1), seconds(product, inner, 256), seconds(nothing, 16, 1)
+    token = (last - first) / 255
     return StepRates(
         lookup_bytes_per_second=read / row,
-        lookup_fixed_seconds=max(0.0, few - row),
-        linear_bytes_per_second=4 * inner**2 / (first - token),
+        lookup_fixed_seconds=fixed,
+        linear_bytes_per_second=4 * inner**2 / (first - token - run),
         linear_flops_per_second=2 * inner**2 / token,
     )
+
+
+def _product(inner: int, directory: Path, threads: int) -> ort.InferenceSession:
+    """x [T, inner] times a matrix [inner, inner], as `export` writes W_o."""
+    numbers = np.random.default_rng(1).random(inner**2, dtype=np.float32)
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [inner, inner], numbers)
+    node = helper.make_node("FusedMatMul", ["x", "w"], ["y"], domain="com.microsoft", transB=1)
+    ports = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, ["T", inner])] for name in "xy"]
+    return _opened(helper.make_graph([node], "product", *ports, [weight]), directory, threads)
+
+
+def line(seconds: list[float]) -> tuple[float, float]:
+    """What a lookup at the batches `FITTED` takes, and what each token more: least squares of relative errors."""
+    designs = np.array([[1, batch] for batch in FITTED]) / np.array(seconds)[:, None]
+    (fixed, each), *_ = np.linalg.lstsq(designs, np.ones(len(seconds)), rcond=None)
+    return max(float(fixed), 1e-9), float(each)
 
 
 def mean(first: StepRates, second: StepRates) -> StepRates:
