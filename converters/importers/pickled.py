@@ -94,6 +94,8 @@ class _Reader(pickle._Unpickler):
     def build_record(self, kind: Any, args: Any) -> None:
         if not isinstance(kind, Global) or not isinstance(args, tuple):
             self.refuse("it calls what is no class")
+        if kind.name == "builtins.getattr" and [type(arg) for arg in args] != [Global, str]:
+            self.refuse("it asks for an attribute of what is no class")
         self.append({} if kind.name == "collections.OrderedDict" and not args else Record(kind.name, args))
 
     def load_reduce(self) -> None:

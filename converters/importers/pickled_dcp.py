@@ -41,6 +41,7 @@ _GLOBALS = frozenset(
         "pathlib.PosixPath",
         "pathlib._local.PosixPath",
         "collections.OrderedDict",
+        "builtins.getattr",  # as Python 3.11.0 to 3.11.3 pickle a member of an enumeration
     }
 )  # fmt: skip
 

@@ -128,6 +128,7 @@ from ultramem_deploy.checkpoint import TensorTask
 from ultramem_deploy.checkpoint.executors import open_crew
 task = TensorTask("a", "float32", (10, 10), lambda start, stop: np.zeros((stop - start, 10), np.float32))
 os.setpgid(0, 0)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 with open_crew("processes", [task], 2):
     try:
         time.sleep(0.03)

@@ -17,6 +17,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
 from ultramem_deploy.converters.importers import import_checkpoint
 from ultramem_deploy.converters.importers.base import SourceTensor
@@ -245,6 +246,25 @@ def test_pieces_of_two_processes_are_put_together(tmp_path: Path) -> None:
 def small_dcp(directory: Path) -> Path:
     dcp.save({"model": {"a": torch.ones(4, 3), "b": torch.zeros(2)}}, checkpoint_id=directory, no_dist=True)
     return directory
+
+
+def test_metadata_may_name_a_member_as_some_pythons_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def by_name(member: Any, protocol: int) -> Any:
+        return getattr, (type(member), member.name)
+
+    # As Python 3.11.0 to 3.11.3 pickle enumerations.
+    monkeypatch.setattr(_MEM_FORMAT_ENCODING, "__reduce_ex__", by_name)
+    small_dcp(tmp_path / "dcp")
+    assert b"getattr" in (tmp_path / "dcp" / ".metadata").read_bytes()
+    assert sorted(read_dcp(tmp_path / "dcp")) == ["model.a", "model.b"]
+
+
+def test_metadata_cannot_ask_for_attributes_of_what_it_made(tmp_path: Path) -> None:
+    small_dcp(tmp_path / "dcp")
+    attack = b"\x80\x04\x8c\x08builtins\x8c\x07getattr\x93\x8c\x01a\x8c\x09__class__\x86R."
+    (tmp_path / "dcp" / ".metadata").write_bytes(attack)
+    with pytest.raises(InputError, match="it asks for an attribute of what is no class"):
+        read_dcp(tmp_path / "dcp")
 
 
 def test_metadata_that_runs_code_is_refused(tmp_path: Path) -> None:
