@@ -98,6 +98,17 @@ def lookups(draw: st.DrawFn) -> Case:
     return Case(sparse_lookup.OPERATOR, inputs | tables, {"blocks": blocks, "encoding": encoding})
 
 
+def large_lookup(
+    width: int, slots: int, blocks: int, cores: int, encoding: str, dtype: torch.dtype, activations: torch.dtype
+) -> Case:
+    """SparseLookup of sizes that hypothesis does not draw: 2 tokens, 5 rows."""
+    table, scores = normal(width + slots, (5, width), (2, slots, cores))
+    tables = quantised(table, encoding) | ({"table": table.to(dtype)} if encoding == "float" else {})
+    addresses = torch.from_numpy(np.random.default_rng(slots).integers(0, 5 * blocks, (2, slots)))
+    inputs = {"table": tables["table"], "addresses": addresses, "scores": scores.to(activations)} | tables
+    return Case(sparse_lookup.OPERATOR, inputs, {"blocks": blocks, "encoding": ENCODINGS.index(encoding)})
+
+
 @st.composite
 def gates(draw: st.DrawFn) -> Case:
     """SparseGate with every activation; addresses run over several blocks, for the row is the address modulo N."""

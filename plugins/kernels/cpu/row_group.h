@@ -69,26 +69,22 @@ inline std::int64_t rows_ahead(std::int64_t row_bytes, std::int64_t most) {
 template <typename V>
 constexpr bool kCoded = std::is_same_v<V, Int8> || std::is_same_v<V, Int4> || std::is_same_v<V, Float8>;
 
-// Puts rows of one block together, in the order of blocks; within a block they keep theirs.
+// Puts rows of one block together, in the order that they have; blocks a multiple of kBlocks apart stay mixed.
 inline void order_by_block(RowGroup& group, std::int64_t blocks) {
-  constexpr int kBits = 8;
-  constexpr std::int64_t kDigits = 1 << kBits;
-  for (int shift = 0; shift < 64 && (blocks - 1) >> shift != 0; shift += kBits) {
-    const auto digit = [&](std::int64_t i) { return (group.block[i] >> shift) % kDigits; };
-    std::int64_t place[kDigits + 1] = {};
-    for (std::int64_t i = 0; i < group.count; ++i) ++place[digit(i) + 1];
-    for (std::int64_t d = 0; d < kDigits && d < blocks; ++d) place[d + 1] += place[d];
-    RowGroup ordered;
-    ordered.count = group.count;
-    for (std::int64_t i = 0; i < group.count; ++i) {
-      const std::int64_t to = place[digit(i)]++;
-      ordered.position[to] = group.position[i];
-      ordered.data[to] = group.data[i];
-      ordered.scale[to] = group.scale[i];
-      ordered.block[to] = group.block[i];
-    }
-    group = ordered;
+  constexpr std::int64_t kBlocks = 256;
+  std::int64_t place[kBlocks + 1] = {};
+  for (std::int64_t i = 0; i < group.count; ++i) ++place[group.block[i] % kBlocks + 1];
+  for (std::int64_t b = 0; b < std::min(kBlocks, blocks); ++b) place[b + 1] += place[b];
+  RowGroup ordered;
+  ordered.count = group.count;
+  for (std::int64_t i = 0; i < group.count; ++i) {
+    const std::int64_t to = place[group.block[i] % kBlocks]++;
+    ordered.position[to] = group.position[i];
+    ordered.data[to] = group.data[i];
+    ordered.scale[to] = group.scale[i];
+    ordered.block[to] = group.block[i];
   }
+  group = ordered;
 }
 
 // The rows that checked addresses name.
