@@ -90,7 +90,7 @@ gpu: plugins ## every check and benchmark that needs a GPU, into benchmarks/resu
 	@$(BIN)/python -m tools.gpu
 
 # In this order; one that misses its target does not keep the others from running.
-BENCHMARKS := lookup.py retrieval.py decode.py fold.py scale.py mapped.py order.py interleaved.py attention.py convert_memory.py \
+BENCHMARKS := lookup.py retrieval.py decode.py fold.py scale.py mapped.py order.py interleaved.py attention.py linear.py convert_memory.py \
 	decode_genai.py "big_convert.py --quick" "big_fold.py --quick" cpp/table.py
 
 bench: cpp ## every benchmark, tables on the terminal, rows and plots in benchmarks/results

@@ -4,11 +4,11 @@
     python benchmarks/decode.py --quick --json
 
 PyTorch, bfloat16, random weights on one arena of huge pages: the models share the decoder's pages, and experts and
-tables lie on the same ones (oneDNN's copies have huge pages of their own, by a glibc tunable for which the script
-starts itself again). All keep their dense weights in oneDNN's order (`load(pack=True)`), which halves the time of
-products of few rows; the decoder's are laid out once for all. Steps of all models take turns with new tokens. The
-folded tables are expanded rows cut to the unfolded tables' bytes. Of P1's 680M and 1.6B, which do not fit, some blocks
-and a memory layer are timed and each part multiplied by its count.
+tables lie on the same ones (where oneDNN's order is the experts' fastest, their copies have huge pages of their own, by
+a glibc tunable for which the script starts itself again). Dense weights are multiplied alike in all models, by this
+package's kernel up to 128 rows (`benchmarks/linear.py`). Steps of all models take turns with new tokens. The folded
+tables are expanded rows cut to the unfolded tables' bytes. Of P1's 680M and 1.6B, which do not fit, some blocks and a
+memory layer are timed and each part multiplied by its count.
 
 A byte bound is the ratio of the bytes that two models must read in a step. A roofline is the ratio where each part
 takes the longer of reading its bytes at the measured bandwidth and of its products at the measured rate.
@@ -24,6 +24,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.nn import functional as F
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -35,8 +36,6 @@ from benchmarks.decode_shapes import ITEM, LARGER, WHOLE, Arena, Shape, build, s
 from benchmarks.decode_steps import PARTS, measure
 from benchmarks.results import save
 from ultramem_deploy.model.decoder import UltraMemModel
-from ultramem_deploy.model.ffn import GatedMLP
-from ultramem_deploy.model.packing import PackedLinear, pack
 from ultramem_deploy.planning.machine import total_memory
 
 # Between 8 and 64 arithmetic begins to limit the memory models and bytes still limit the mixture: short caches alone.
@@ -68,10 +67,8 @@ def main() -> None:
 
 def fitting(shape: Shape, points: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], list[str]]:
     """The points (batch, KV length) for which 80% of memory is enough, and the names of the others."""
-    decoder = ITEM * (shape.blocks * shape.hidden * (4 * shape.hidden + 3 * shape.inner) + shape.vocab * shape.hidden)
     experts = shape.blocks * ITEM * shape.experts * shape.expert_numbers
-    # All weights once more, in oneDNN's order: the experts' where that product is the fastest.
-    weights = shape.arena_bytes() + decoder + experts
+    weights = shape.arena_bytes() + experts  # once more, in oneDNN's order, where that product is the fastest
     needed = {(batch, kv): weights + 2 * ITEM * shape.blocks * shape.hidden * batch * kv for batch, kv in points}
     room = 0.8 * total_memory()
     names = [f"{shape.name}, batch {b}, KV {k}: {size / 1e9:.0f} GB" for (b, k), size in needed.items() if size > room]
@@ -89,7 +86,6 @@ def run(shape: Shape, points: list[tuple[int, int]], budget: float) -> list[Row]
         "unfolded": build(shape.unfolded(), arena),
         "folded": build(shape.folded(), arena),
     }
-    pack_all(models)
     rows: list[Row] = []
     chosen: dict[int, str] = {}
     for batch, kv in points:
@@ -97,20 +93,6 @@ def run(shape: Shape, points: list[tuple[int, int]], budget: float) -> list[Row]
             chosen = {batch: choose(models["moe"], batch)}
         rows.append(measured(shape, models, batch, kv, budget, chosen[batch]))
     return rows
-
-
-def pack_all(models: dict[str, UltraMemModel]) -> None:
-    """Lay dense weights out for oneDNN; the decoder's, which all models share, once."""
-    dense = pack(models.pop("dense"))
-    for model in models.values():
-        model.model.embed_tokens.weight = dense.model.embed_tokens.weight
-        for block, packed in zip(model.model.layers, dense.model.layers, strict=True):
-            block.self_attn = packed.self_attn
-            if isinstance(block.mlp, GatedMLP):
-                block.mlp = packed.mlp
-        pack(model)
-        model.lm_head = dense.lm_head
-    models["dense"] = dense
 
 
 def measured(shape: Shape, models: dict[str, UltraMemModel], batch: int, kv: int, budget: float, product: str) -> Row:
@@ -139,9 +121,9 @@ def whole(shape: Shape, held: dict[str, float]) -> dict[str, float]:
 
 @torch.inference_mode()
 def product_rate(rows: int = 512, repeats: int = 15) -> float:
-    """Multiplications and additions a second of a large product of bfloat16 weights in oneDNN's order: the best."""
-    layer, x = PackedLinear(torch.rand(4096, 1024).bfloat16()), torch.rand(rows, 1024).bfloat16()
-    return 2 * rows * 4096 * 1024 / min(interleaved({"product": lambda: layer(x)}, repeats)["product"])
+    """Multiplications and additions a second of a large product of bfloat16: the best."""
+    weight, x = torch.rand(4096, 1024).bfloat16(), torch.rand(rows, 1024).bfloat16()
+    return 2 * rows * 4096 * 1024 / min(interleaved({"product": lambda: F.linear(x, weight)}, repeats)["product"])
 
 
 if __name__ == "__main__":

@@ -75,8 +75,8 @@ def from_disk(scratch: Path, spec_of: Spec, batch: int, history: int, threads: i
 
 
 def _steps(folder: Path, batch: int, history: int, rounds: int) -> dict[str, Any]:
-    mapped = load(folder / "mapped", tables="mapped", pack=True)
-    resident = load(folder / "resident", tables="resident", pack=True)
+    mapped = load(folder / "mapped", tables="mapped")
+    resident = load(folder / "resident", tables="resident")
     cache = _cache(resident.spec, batch, history)
     contenders = {"overlap": Contender(mapped, cache, history, True), "alone": Contender(mapped, cache, history, False)}
     held = Contender(resident, cache, history, False)

@@ -188,7 +188,7 @@ def check_native_library() -> list[Check]:
     return [
         Check("native library", True, str(path), "built"),
         Check("native library version", info["version"] == version, info["version"], version, _repair("native")),
-        Check("native library CPU", True, info["isa"], "avx512, avx2 or plain", required=False),
+        Check("native library CPU", True, info["isa"], "avx512_bf16, avx512, avx2 or plain", required=False),
     ]
 
 

@@ -38,4 +38,8 @@ inline bool is_sound(const UltramemAttention& p) {
   return p.places >= 1 && p.width >= 1 && p.value_width >= 1;
 }
 
+inline bool is_sound(const UltramemLinear& p) {
+  return p.rows >= 0 && p.columns >= 0 && p.depth >= 0 && p.x_stride >= p.depth;
+}
+
 }  // namespace ultramem

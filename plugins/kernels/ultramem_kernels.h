@@ -145,6 +145,20 @@ typedef struct UltramemAttention {
   float scale;
 } UltramemAttention;
 
+// output[r, c] = bias[c] + sum over i of x[r, i] * weight[c, i]: a dense layer for few rows, whose weights are read
+// once in the order in which they lie. All is bfloat16 but for the output where `type` says float32.
+typedef struct UltramemLinear {
+  const void* x;       // [rows, depth]
+  const void* weight;  // [columns, depth]
+  const void* bias;    // [columns], or null
+  void* output;        // [rows, columns] of `type`
+  UltramemType type;   // bfloat16 or float32
+  int64_t rows;
+  int64_t columns;
+  int64_t depth;
+  int64_t x_stride;  // elements from one row of x to the next
+} UltramemLinear;
+
 // Bytes of scratch (aligned to 64) that one call needs; the caller owns it, and calls that run together need one each.
 size_t ultramem_sparse_lookup_scratch(const UltramemSparseLookup* problem);
 size_t ultramem_sparse_gate_scratch(const UltramemSparseGate* problem);
@@ -161,6 +175,8 @@ UltramemStatus ultramem_sparse_gate(const UltramemSparseGate* problem, UltramemR
 UltramemStatus ultramem_tucker_topk(const UltramemTuckerTopK* problem, UltramemRange items, void* scratch);
 // `items` within [0, batch*kv_heads).
 UltramemStatus ultramem_attention(const UltramemAttention* problem, UltramemRange items, void* scratch);
+// `columns` within [0, columns); needs no scratch.
+UltramemStatus ultramem_linear(const UltramemLinear* problem, UltramemRange columns);
 
 typedef void (*UltramemTask)(void* data, size_t index);
 
@@ -181,6 +197,7 @@ ULTRAMEM_PUBLIC UltramemStatus ultramem_sparse_gate_run(const UltramemSparseGate
 ULTRAMEM_PUBLIC UltramemStatus ultramem_tucker_topk_run(const UltramemTuckerTopK* problem,
                                                         const UltramemThreads* threads);
 ULTRAMEM_PUBLIC UltramemStatus ultramem_attention_run(const UltramemAttention* problem, const UltramemThreads* threads);
+ULTRAMEM_PUBLIC UltramemStatus ultramem_linear_run(const UltramemLinear* problem, const UltramemThreads* threads);
 
 // `parallel` is GOMP_parallel, which GNU's, LLVM's and Intel's OpenMP offer alike.
 typedef struct UltramemOpenMp {
@@ -196,8 +213,8 @@ ULTRAMEM_PUBLIC void ultramem_openmp_for(void* host, UltramemTask task, size_t c
 ULTRAMEM_PUBLIC int64_t ultramem_round_rows(const double* numbers, uint16_t* rounded, const int64_t* rows,
                                             int64_t count, int64_t width, int64_t stride);
 
-// The instruction set in use, "plain", "avx2" or "avx512": the best of this machine, or what ULTRAMEM_CPU asks for.
-// Decided once a process.
+// The instruction set in use, "plain", "avx2", "avx512" or "avx512_bf16": the best of this machine, or what
+// ULTRAMEM_CPU asks for. Decided once a process.
 ULTRAMEM_PUBLIC const char* ultramem_cpu_isa(void);
 // What is wrong with ULTRAMEM_CPU (an unknown name, or more than this machine has), or null.
 ULTRAMEM_PUBLIC const char* ultramem_cpu_error(void);

@@ -230,6 +230,27 @@ void attention(UltramemType type, std::int64_t places, std::int64_t width, std::
   expect(ultramem_attention(&problem, {0, 1}, aligned).code == ULTRAMEM_UNSUPPORTED_TYPE, "attention: int8", 8);
 }
 
+// x with gaps, and none behind the last row; columns cut between groups of four and within them.
+void linear(UltramemType type, std::int64_t rows, std::int64_t depth, std::int64_t columns) {
+  const std::int64_t stride = depth + 3, item = type == ULTRAMEM_FLOAT32 ? 4 : 2;
+  const auto x = numbers(ULTRAMEM_BFLOAT16, (rows - 1) * stride + depth);
+  const auto weight = numbers(ULTRAMEM_BFLOAT16, columns * depth), bias = numbers(ULTRAMEM_BFLOAT16, columns);
+  std::vector<unsigned char> whole(static_cast<std::size_t>(rows * columns * item), 0xff);
+  auto cut = whole;
+  UltramemLinear problem{x.data(), weight.data(), bias.data(), whole.data(), type, rows, columns, depth, stride};
+  expect(ultramem_linear(&problem, {0, columns}).code == ULTRAMEM_OK, "linear", depth);
+  problem.output = cut.data();
+  const std::int64_t middle = columns / 3;
+  ultramem_linear(&problem, {0, middle});
+  ultramem_linear(&problem, {middle, columns});
+  expect(whole == cut, "linear: the cut matters", columns);
+  expect(ultramem_linear(&problem, {0, columns + 1}).code == ULTRAMEM_BAD_SHAPE, "linear: a range outside", columns);
+  problem.x_stride = depth - 1;
+  expect(ultramem_linear(&problem, {0, columns}).code == ULTRAMEM_BAD_SHAPE, "linear: rows that overlap", depth);
+  problem.x_stride = stride, problem.type = ULTRAMEM_FLOAT16;
+  expect(ultramem_linear(&problem, {0, columns}).code == ULTRAMEM_UNSUPPORTED_TYPE, "linear: float16", depth);
+}
+
 }  // namespace
 
 int main() {
@@ -252,6 +273,11 @@ int main() {
   for (UltramemType type : {ULTRAMEM_FLOAT32, ULTRAMEM_FLOAT16, ULTRAMEM_BFLOAT16}) {
     for (std::int64_t places : {1, 5, 64, 131, 300}) {
       for (std::int64_t width : {1, 7, 16, 33, 80}) attention(type, places, width, 97 - width);
+    }
+  }
+  for (UltramemType type : {ULTRAMEM_FLOAT32, ULTRAMEM_BFLOAT16}) {
+    for (std::int64_t rows : {1, 5, 8, 131}) {
+      for (std::int64_t depth : {1, 31, 64, 97}) linear(type, rows, depth, 100 - depth);
     }
   }
   lookup_refuses_addresses();

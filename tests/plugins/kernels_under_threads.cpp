@@ -48,13 +48,14 @@ struct Inputs {
 struct Outputs {
   std::vector<float> sums = std::vector<float>(2 * kTokens * kWidth), gate = std::vector<float>(kTokens * kSlots),
                      kept = std::vector<float>(kTokens * kHeads * kKept),
-                     attended = std::vector<float>(kTokens * kHeads * kHead);
+                     attended = std::vector<float>(kTokens * kHeads * kHead),
+                     multiplied = std::vector<float>(kTokens * kRows);
   std::vector<std::int64_t> indices = std::vector<std::int64_t>(kTokens * kHeads * kKept);
   bool fine = true;
 
   bool operator==(const Outputs& other) const {
     return fine && other.fine && sums == other.sums && gate == other.gate && kept == other.kept &&
-           attended == other.attended && indices == other.indices;
+           attended == other.attended && multiplied == other.multiplied && indices == other.indices;
   }
 };
 
@@ -97,10 +98,15 @@ void run(const Inputs& in, const UltramemThreads* threads, Outputs* out) {
                                     kHead,
                                     kHead,
                                     0.25f};
+  // The halves of float32 numbers as bfloat16: numbers of any size, some of them none.
+  const UltramemLinear linear{in.x.data(),      in.table.data(), nullptr, out->multiplied.data(),
+                              ULTRAMEM_FLOAT32, kTokens,         kRows,   2 * kWidth,
+                              2 * kWidth};
   out->fine = ultramem_sparse_lookup_run(&lookup, threads).code == ULTRAMEM_OK &&
               ultramem_sparse_gate_run(&gate, threads).code == ULTRAMEM_OK &&
               ultramem_tucker_topk_run(&topk, threads).code == ULTRAMEM_OK &&
-              ultramem_attention_run(&attention, threads).code == ULTRAMEM_OK;
+              ultramem_attention_run(&attention, threads).code == ULTRAMEM_OK &&
+              ultramem_linear_run(&linear, threads).code == ULTRAMEM_OK;
 }
 
 // Hosts that place one file at once share one copy, which goes with the last of them. Linux alone maps files so.

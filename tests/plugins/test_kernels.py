@@ -13,7 +13,7 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
-ISAS = ("plain", "avx2", "avx512")
+ISAS = ("plain", "avx2", "avx512", "avx512_bf16")
 
 
 def built(build: Path, sanitizers: str) -> Path:

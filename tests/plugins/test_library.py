@@ -18,6 +18,7 @@ EXPORTED = {
     "RegisterCustomOps",
     "ultramem_ask_ahead",
     "ultramem_attention_run",
+    "ultramem_linear_run",
     "ultramem_cpu_error",
     "ultramem_cpu_isa",
     "ultramem_openmp_for",
@@ -66,7 +67,7 @@ def test_the_newest_build_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_library_describes_itself() -> None:
     info = plugins.library_info(plugins.ort_library())
     assert info["version"][0].isdigit()
-    assert info["isa"] in ("plain", "avx2", "avx512")
+    assert info["isa"] in ("plain", "avx2", "avx512", "avx512_bf16")
 
 
 def test_another_file_is_not_a_library(tmp_path: Path) -> None:
@@ -84,7 +85,7 @@ def test_nothing_else_is_exported() -> None:
 def test_an_unknown_instruction_set_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = shutil.copy(plugins.ort_library(), tmp_path / "copy.so")  # a copy decides afresh
     monkeypatch.setenv("ULTRAMEM_CPU", "sse9")
-    with pytest.raises(InputError, match="ULTRAMEM_CPU must be plain, avx2 or avx512"):
+    with pytest.raises(InputError, match="ULTRAMEM_CPU must be plain, avx2, avx512 or avx512_bf16"):
         plugins.library_info(Path(copy))
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ..ops import native_attention
 from ..spec import DecoderSpec
 from .cache import KVCache
+from .linear import Linear
 from .norms import Norm
 from .rope import rotate
 
@@ -82,10 +83,10 @@ class Attention(nn.Module):
         super().__init__()
         self.decoder, self.layer = decoder, layer
         q_size, kv_size = decoder.num_heads * decoder.head_dim, decoder.num_kv_heads * decoder.head_dim
-        self.q_proj = nn.Linear(decoder.hidden_size, q_size, bias=decoder.qkv_bias)
-        self.k_proj = nn.Linear(decoder.hidden_size, kv_size, bias=decoder.qkv_bias)
-        self.v_proj = nn.Linear(decoder.hidden_size, kv_size, bias=decoder.qkv_bias)
-        self.o_proj = nn.Linear(q_size, decoder.hidden_size, bias=decoder.attention_output_bias)
+        self.q_proj = Linear(decoder.hidden_size, q_size, bias=decoder.qkv_bias)
+        self.k_proj = Linear(decoder.hidden_size, kv_size, bias=decoder.qkv_bias)
+        self.v_proj = Linear(decoder.hidden_size, kv_size, bias=decoder.qkv_bias)
+        self.o_proj = Linear(q_size, decoder.hidden_size, bias=decoder.attention_output_bias)
         if decoder.qk_norm != "none":
             per_head = decoder.qk_norm == "head"
             self.q_norm = Norm(decoder.norm, decoder.head_dim if per_head else q_size)

@@ -7,15 +7,16 @@ from typing import cast
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from ..layout import addressed_cores, block_norm_names, block_norms
 from ..ops import native
+from ..ops.native_linear import linear
 from ..spec import DecoderSpec, ModelSpec
 from .attention import Attention, Context
 from .cache import KVCache
 from .ffn import feed_forward
 from .latent_attention import LatentAttention
+from .linear import Linear
 from .memory import MemoryLayer, ValueTable
 from .norms import Norm
 from .rope import cos_sin
@@ -73,7 +74,7 @@ class UltraMemModel(nn.Module):
             {name: ValueTable(table, addressed_cores(spec, name)) for name, table in spec.tables.items()}
         )
         if not spec.decoder.tie_embeddings:
-            self.lm_head = nn.Linear(spec.decoder.hidden_size, spec.decoder.vocab_size, bias=spec.decoder.lm_head_bias)
+            self.lm_head = Linear(spec.decoder.hidden_size, spec.decoder.vocab_size, bias=spec.decoder.lm_head_bias)
 
     def forward(
         self,
@@ -109,7 +110,7 @@ class UltraMemModel(nn.Module):
         """Final norm and output projection: hidden [B, S, d] -> logits [B, S, V]."""
         x = self.model.norm(x)
         if "lm_head" not in self._modules:
-            return F.linear(x, self.model.embed_tokens.weight)
+            return linear(x, self.model.embed_tokens.weight)
         logits: torch.Tensor = self.lm_head(x)
         return logits
 

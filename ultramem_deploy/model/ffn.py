@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..layout import SELECTION_BIAS
 from ..spec import DecoderSpec, ExpertsSpec
+from .linear import Linear
 from .routing import choose, router_logits
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -26,9 +27,9 @@ class GatedMLP(nn.Module):
     def __init__(self, decoder: DecoderSpec, width: int) -> None:
         super().__init__()
         d, bias = decoder.hidden_size, decoder.mlp_bias
-        self.gate_proj = nn.Linear(d, width, bias=bias)
-        self.up_proj = nn.Linear(d, width, bias=bias)
-        self.down_proj = nn.Linear(width, d, bias=bias)
+        self.gate_proj = Linear(d, width, bias=bias)
+        self.up_proj = Linear(d, width, bias=bias)
+        self.down_proj = Linear(width, d, bias=bias)
         self.activation = ACTIVATIONS[decoder.activation]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -64,7 +65,7 @@ class Experts(nn.Module):
         if experts.shared_width:
             self.shared_expert = GatedMLP(decoder, experts.shared_width)
         if experts.shared_gate:
-            self.shared_expert_gate = nn.Linear(decoder.hidden_size, 1, bias=False)
+            self.shared_expert_gate = Linear(decoder.hidden_size, 1, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., d] -> [..., d]."""

@@ -7,6 +7,7 @@ from torch import nn
 
 from ..spec import DecoderSpec, LatentSpec, NormSpec
 from .attention import Context
+from .linear import Linear
 from .norms import Norm
 from .rope import rotate
 
@@ -20,15 +21,15 @@ class LatentAttention(nn.Module):
         d, norm = decoder, NormSpec("rms", latent.norm_eps)
         self.plain_dim = d.head_dim - latent.rope_dim
         if latent.query_rank is None:
-            self.q_proj = nn.Linear(d.hidden_size, d.num_heads * d.head_dim, bias=False)
+            self.q_proj = Linear(d.hidden_size, d.num_heads * d.head_dim, bias=False)
         else:
-            self.q_a_proj = nn.Linear(d.hidden_size, latent.query_rank, bias=d.qkv_bias)
+            self.q_a_proj = Linear(d.hidden_size, latent.query_rank, bias=d.qkv_bias)
             self.q_a_layernorm = Norm(norm, latent.query_rank)
-            self.q_b_proj = nn.Linear(latent.query_rank, d.num_heads * d.head_dim, bias=False)
-        self.kv_a_proj_with_mqa = nn.Linear(d.hidden_size, latent.kv_rank + latent.rope_dim, bias=d.qkv_bias)
+            self.q_b_proj = Linear(latent.query_rank, d.num_heads * d.head_dim, bias=False)
+        self.kv_a_proj_with_mqa = Linear(d.hidden_size, latent.kv_rank + latent.rope_dim, bias=d.qkv_bias)
         self.kv_a_layernorm = Norm(norm, latent.kv_rank)
-        self.kv_b_proj = nn.Linear(latent.kv_rank, d.num_heads * (self.plain_dim + latent.value_dim), bias=False)
-        self.o_proj = nn.Linear(d.num_heads * latent.value_dim, d.hidden_size, bias=d.attention_output_bias)
+        self.kv_b_proj = Linear(latent.kv_rank, d.num_heads * (self.plain_dim + latent.value_dim), bias=False)
+        self.o_proj = Linear(d.num_heads * latent.value_dim, d.hidden_size, bias=d.attention_output_bias)
 
     def forward(self, x: torch.Tensor, context: Context) -> torch.Tensor:
         """x [B, S, d] -> [B, S, d]."""

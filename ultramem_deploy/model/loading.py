@@ -15,7 +15,6 @@ from ..ops.placement import placed
 from ..spec import ModelSpec
 from ..storage import DENSE_BITS
 from ..tables import overlapped, wanted
-from . import packing
 from .decoder import UltraMemModel
 from .memory import MemoryLayer
 
@@ -27,7 +26,6 @@ def load(
     dtype: str | None = None,
     device: str = "cpu",
     tables: str | None = None,
-    pack: bool = False,
     overlap: bool | None = None,
 ) -> UltraMemModel:
     """The PyTorch model of a canonical checkpoint, in evaluation mode, without gradients.
@@ -35,10 +33,9 @@ def load(
     dtype: "float32", "bfloat16" or "float16" converts the floating-point tensors, but for quantised tables; None keeps
     them as stored, mapped from the files without a copy (where a source mixes dtypes in its decoder: the widest of
     them). tables: "auto", "resident" or "mapped", where tables on the CPU lie (docs/kernels.md); None takes
-    $ULTRAMEM_TABLES, else auto. pack: keep the dense bfloat16 weights in oneDNN's order, a copy that decodes faster
-    (see `packing`). overlap: have the rows of mapped tables read while the blocks between a memory layer's read and its
-    write run; None takes $ULTRAMEM_OVERLAP, else yes. Raises InputError where a tensor is missing, left over, of
-    another shape, or stored as it must not be, and where resident tables do not fit.
+    $ULTRAMEM_TABLES, else auto. overlap: have the rows of mapped tables read while the blocks between a memory layer's
+    read and its write run; None takes $ULTRAMEM_OVERLAP, else yes. Raises InputError where a tensor is missing, left
+    over, of another shape, or stored as it must not be, and where resident tables do not fit.
     """
     mode = wanted(tables)
     if dtype is not None and dtype not in DTYPES:
@@ -47,7 +44,7 @@ def load(
     model = load_checkpoint(ModelSpec.load(directory), Checkpoint.open(directory), dtype, device)
     place_tables(model, mode)
     model.overlap = overlapped(overlap)
-    return packing.pack(model) if pack else model
+    return model
 
 
 def place_tables(model: UltraMemModel, mode: str) -> None:

@@ -12,10 +12,12 @@ from torch.nn import functional as F
 
 from ..layout import SELECTION_BIAS, table_layout
 from ..ops import native
+from ..ops.native_linear import linear
 from ..ops.sparse_gate import ACTIVATIONS, sparse_gate
 from ..ops.sparse_lookup import sparse_lookup
 from ..ops.tucker_topk import tucker_topk
 from ..spec import MemoryLayerSpec, ModelSpec, RoutingSpec, TableSpec
+from .linear import Linear
 from .norms import Norm
 from .routing import LEAST, NEVER, choose, router_logits
 
@@ -87,11 +89,11 @@ class MemoryLayer(nn.Module):
         rank = layer.key_rank
         self.spec, self.table_spec, self.hidden_size = layer, table, hidden
         self.observer: Callable[[Retrieval], None] | None = None
-        self.packed_keys: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
+        self._held_keys: dict[str, tuple[object, torch.Tensor]] = {}
         if layer.scoring != "signed":
             self.row_keys = nn.Parameter(torch.empty(layer.heads, rank, layer.row_keys, layer.key_width))
         if not layer.reads_hidden:
-            self.query = nn.Linear(hidden, layer.query_heads * 2 * layer.key_width, bias=layer.query_bias)
+            self.query = Linear(hidden, layer.query_heads * 2 * layer.key_width, bias=layer.query_bias)
         self.query_norm = Norm(layer.query_norm, layer.key_width) if layer.query_norm else None
         self.key_norm = Norm(layer.key_norm, layer.key_width) if layer.key_norm else None
         self.col_keys = nn.Parameter(torch.empty(layer.heads, rank, layer.col_keys, layer.key_width))
@@ -110,13 +112,13 @@ class MemoryLayer(nn.Module):
             self.col_bias = nn.Parameter(torch.zeros(layer.col_keys))
         if table.pre_value_width and not layer.reads_hidden:
             width = table.pre_value_width // (2 if layer.gate_activation == "swiglu" else 1)
-            self.pre_query = nn.Linear(hidden, width, bias=False)
+            self.pre_query = Linear(hidden, width, bias=False)
         if layer.output_gate:
-            self.output_gate = nn.Linear(hidden, table.value_width, bias=layer.output_gate_bias)
+            self.output_gate = Linear(hidden, table.value_width, bias=layer.output_gate_bias)
         if not layer.expanded:
-            self.output = nn.Linear(layer.output_blocks * table.value_width, hidden, bias=layer.output_bias)
+            self.output = Linear(layer.output_blocks * table.value_width, hidden, bias=layer.output_bias)
         if layer.token_gate:
-            self.token_gate = nn.Linear(hidden, 1)
+            self.token_gate = Linear(hidden, 1)
 
     def forward(self, hidden: torch.Tensor, table: ValueTable) -> torch.Tensor:
         """hidden [T, d] -> [T, d]; runs over tokens in chunks so that no intermediate exceeds about 64 MiB."""
@@ -217,7 +219,7 @@ class MemoryLayer(nn.Module):
         """Row and column scores [T, H, R, n], float32; additive keys become rank 2: [s, 1] and [1, s]."""
         s = self.spec
         if s.routing:
-            col = (F.linear(hidden, self.col_keys[0, 0]).float() + self.col_bias.float())[:, None, None]
+            col = (linear(hidden, self.col_keys[0, 0], dtype=torch.float32) + self.col_bias.float())[:, None, None]
             chosen, weights = self._routed(s.routing, hidden)
             row = torch.full((len(hidden), s.row_keys), NEVER, device=hidden.device)
             # A logarithm, so that a sum with a column's score ranks a product of weight and activity.
@@ -256,27 +258,28 @@ class MemoryLayer(nn.Module):
         eye = torch.eye(self.spec.rank, device=device)
         return torch.cat([eye, -eye], dim=1)[None, None]
 
-    def pack_keys(self, packed: Callable[[torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]) -> None:
-        """Have `packed(weight [out, kdim])` multiply queries with the keys, where all heads share a query."""
-        if self.spec.query_heads != 1 or self.spec.rank_one_keys or self.spec.routing:
-            return
-        for name in ("row_keys", "col_keys"):
-            keys = getattr(self, name, None)
-            if keys is not None and keys.dtype == torch.bfloat16:
-                self.packed_keys[name] = packed(self._normed(keys).flatten(0, 2))
-
-    def _normed(self, keys: torch.Tensor) -> torch.Tensor:
-        return self.key_norm(keys) if self.key_norm else keys
+    def _normed(self, name: str) -> torch.Tensor:
+        """Keys [H, R, n, kdim] behind their norm, which is kept until it or the keys change."""
+        keys: torch.Tensor = getattr(self, name)
+        if self.key_norm is None:
+            return keys
+        parameters = (keys, *self.key_norm.parameters())
+        traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+        if torch.is_grad_enabled() or traced or any(p.is_inference() for p in parameters):
+            normed: torch.Tensor = self.key_norm(keys)
+            return normed
+        state = [(p.data_ptr(), p._version, p.dtype) for p in parameters]
+        held = self._held_keys.get(name)
+        if held is None or held[0] != state:
+            held = self._held_keys[name] = state, self.key_norm(keys)
+        return held[1]
 
     def _side_scores(self, query: torch.Tensor, name: str) -> torch.Tensor:
-        keys: torch.Tensor = getattr(self, name)
-        if name in self.packed_keys:
-            return self.packed_keys[name](query[:, 0]).view(len(query), *keys.shape[:3]).float()
-        keys = self._normed(keys)
+        keys = self._normed(name).to(query.dtype)
         if self.spec.query_heads == 1:
-            flat = query[:, 0] @ keys.flatten(0, 2).T.to(query.dtype)
-            return flat.view(len(flat), *keys.shape[:3]).float()
-        return torch.einsum("thd,hrnd->thrn", query, keys.to(query.dtype)).float()
+            flat = linear(query[:, 0], keys.flatten(0, 2), dtype=torch.float32)
+            return flat.view(len(flat), *keys.shape[:3])
+        return torch.einsum("thd,hrnd->thrn", query, keys).float()
 
     def factors(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """u, v [H, R] and the cores [M, H, R, R]; additive scoring is u = [1, 0], v = [0, 1], core = identity."""

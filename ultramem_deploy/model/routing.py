@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from ..ops.native_linear import linear
 from ..spec import RoutingSpec
 
 NEVER = -1e30
@@ -16,7 +17,7 @@ LEAST = 2.0**-126
 def router_logits(routing: RoutingSpec, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """float32 [T, E] of x [T, d] and weight [E, d], rounded where transformers rounds."""
     if routing.scoring == "softmax":
-        return F.linear(x, weight.to(x.dtype)).float()
+        return linear(x, weight.to(x.dtype)).float()
     return F.linear(x.float(), weight.float())
 
 

@@ -54,10 +54,13 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
+        library.ultramem_cpu_isa.restype = c_char_p
+        self.isa: str = library.ultramem_cpu_isa().decode()
         self.lookup = _function(library.ultramem_sparse_lookup_run)
         self.gate = _function(library.ultramem_sparse_gate_run)
         self.topk = _function(library.ultramem_tucker_topk_run)
         self.attention = _function(library.ultramem_attention_run)
+        self.linear = _function(library.ultramem_linear_run)
         self.read_ahead = _request(library.ultramem_read_ahead)
         self.ask_ahead = _request(library.ultramem_ask_ahead)
         # PyTorch's own OpenMP: threads of ours would compete with its threads for the same cores.

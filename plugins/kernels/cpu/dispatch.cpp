@@ -34,6 +34,12 @@ bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
+
+// Nor do they all know "avx512bf16".
+bool has_avx512_bf16() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return has_avx512() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & 1u << 5) != 0;
+}
 #endif
 
 bool always() { return true; }
@@ -46,6 +52,7 @@ struct Level {
 // Best first.
 constexpr Level kLevels[] = {
 #if defined(__x86_64__)
+    {&kAvx512Bf16Isa, has_avx512_bf16},
     {&kAvx512Isa, has_avx512},
     {&kAvx2Isa, has_avx2},
 #endif
@@ -72,7 +79,7 @@ Choice choose() {
     if (level.available()) return {level.isa, nullptr};
     return {best().isa, "ULTRAMEM_CPU asks for an instruction set that this machine lacks; unset it"};
   }
-  return {best().isa, "ULTRAMEM_CPU must be plain, avx2 or avx512 (the last two on x86-64 alone)"};
+  return {best().isa, "ULTRAMEM_CPU must be plain, avx2, avx512 or avx512_bf16 (the last three on x86-64 alone)"};
 }
 
 const Choice& choice() {
@@ -141,6 +148,13 @@ UltramemStatus ultramem_attention(const UltramemAttention* problem, UltramemRang
   if (!is_attention_type(problem->type)) return kUnsupportedType;
   if (!is_sound(*problem) || !is_within(items, problem->batch * problem->kv_heads)) return kBadShape;
   return choice().isa->attention(*problem, items, scratch);
+}
+
+UltramemStatus ultramem_linear(const UltramemLinear* problem, UltramemRange columns) {
+  if (problem->type != ULTRAMEM_BFLOAT16 && problem->type != ULTRAMEM_FLOAT32) return kUnsupportedType;
+  if (!is_sound(*problem) || !is_within(columns, problem->columns)) return kBadShape;
+  choice().isa->linear(*problem, columns);
+  return {ULTRAMEM_OK, 0, 0, 0};
 }
 
 }  // extern "C"

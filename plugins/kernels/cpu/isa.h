@@ -13,10 +13,14 @@ struct Isa {
   UltramemStatus (*sparse_gate)(const UltramemSparseGate&, UltramemRange pairs, void* scratch);
   UltramemStatus (*tucker_topk)(const UltramemTuckerTopK&, UltramemRange items, void* scratch);
   UltramemStatus (*attention)(const UltramemAttention&, UltramemRange items, void* scratch);
+  void (*linear)(const UltramemLinear&, UltramemRange columns);
 };
 
 extern const Isa kPlainIsa;
 extern const Isa kAvx2Isa;
 extern const Isa kAvx512Isa;
+extern const Isa kAvx512Bf16Isa;  // the same, but for the one kernel that gains by its products of bfloat16
+
+void linear_avx512_bf16(const UltramemLinear&, UltramemRange columns);
 
 }  // namespace ultramem

@@ -141,4 +141,18 @@ UltramemStatus ultramem_attention_run(const UltramemAttention* problem, const Ul
   return run(threads, tasks, ultramem_attention_scratch(problem), work);
 }
 
+UltramemStatus ultramem_linear_run(const UltramemLinear* problem, const UltramemThreads* threads) {
+  if (!is_sound(*problem)) return {ULTRAMEM_BAD_SHAPE, 0, 0, 0};
+  // Whole groups of the columns that the kernel takes together.
+  constexpr std::int64_t kGroup = 4;
+  const std::int64_t groups = (problem->columns + kGroup - 1) / kGroup;
+  const std::int64_t bytes = bytes_of(ULTRAMEM_BFLOAT16, problem->columns * problem->depth);
+  const std::int64_t tasks = std::min(groups, tasks_for(bytes, threads));
+  const auto work = [&](std::int64_t i, void*) {
+    const UltramemRange part = part_of(groups, tasks, i);
+    return ultramem_linear(problem, {part.begin * kGroup, std::min(part.end * kGroup, problem->columns)});
+  };
+  return run(threads, tasks, 0, work);
+}
+
 }  // extern "C"

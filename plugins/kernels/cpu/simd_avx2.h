@@ -72,6 +72,16 @@ struct Simd {
   static Vector multiply_add(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
   static Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
   static Vector divide(Vector a, Vector b) { return _mm256_div_ps(a, b); }
+  using Raw = __m256i;
+  static Raw load_raw(const BFloat16* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
+  static Raw load_raw(const BFloat16* from, std::int64_t count) {
+    BFloat16 numbers[2 * kWidth] = {};
+    std::memcpy(numbers, from, static_cast<std::size_t>(count) * sizeof(BFloat16));
+    return load_raw(numbers);
+  }
+  static Vector add_products(Vector sums, Raw a, Raw b) {
+    return _mm256_fmadd_ps(odd_numbers(a), odd_numbers(b), _mm256_fmadd_ps(even_numbers(a), even_numbers(b), sums));
+  }
   static float sum(Vector value) {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
@@ -133,6 +143,10 @@ struct Simd {
   // The second and third quarters change places.
   static Vector swap_middle(Vector value) {
     return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(value), 0xd8));
+  }
+  static Vector even_numbers(Raw value) { return _mm256_castsi256_ps(_mm256_slli_epi32(value, 16)); }
+  static Vector odd_numbers(Raw value) {
+    return _mm256_castsi256_ps(_mm256_and_si256(value, splat_bits(static_cast<int>(0xffff0000))));
   }
   static __m256i splat_bits(int bits) { return _mm256_set1_epi32(bits); }
   static __m128i load_bits(const void* from) { return _mm_loadu_si128(static_cast<const __m128i*>(from)); }

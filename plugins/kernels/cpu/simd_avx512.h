@@ -71,6 +71,18 @@ struct Simd {
   static Vector multiply_add(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
   static Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
   static Vector divide(Vector a, Vector b) { return _mm512_div_ps(a, b); }
+  using Raw = __m512i;
+  static Raw load_raw(const BFloat16* from) { return _mm512_loadu_si512(from); }
+  static Raw load_raw(const BFloat16* from, std::int64_t count) {
+    return _mm512_maskz_loadu_epi16((std::uint32_t{1} << count) - 1, from);
+  }
+  static Vector add_products(Vector sums, Raw a, Raw b) {
+#ifdef __AVX512BF16__
+    return _mm512_dpbf16_ps(sums, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+#else
+    return _mm512_fmadd_ps(odd_numbers(a), odd_numbers(b), _mm512_fmadd_ps(even_numbers(a), even_numbers(b), sums));
+#endif
+  }
   static float sum(Vector value) { return _mm512_reduce_add_ps(value); }
   // Pairs of lanes, then of vectors, then the four quarters.
   static void store_four_sums(const Vector* four, float* to) {
@@ -118,6 +130,12 @@ struct Simd {
   }
 
  private:
+#ifndef __AVX512BF16__
+  static Vector even_numbers(Raw value) { return _mm512_castsi512_ps(_mm512_slli_epi32(value, 16)); }
+  static Vector odd_numbers(Raw value) {
+    return _mm512_castsi512_ps(_mm512_and_si512(value, _mm512_set1_epi32(static_cast<int>(0xffff0000))));
+  }
+#endif
   static Vector int4_codes() { return _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7); }
   static __m128i load_bytes(const void* from) { return _mm_loadu_si128(static_cast<const __m128i*>(from)); }
   static __m256i load_bits(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }

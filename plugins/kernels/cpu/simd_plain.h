@@ -37,6 +37,15 @@ struct Simd {
   static Vector multiply_add(Vector a, Vector b, Vector c) { return a * b + c; }
   static Vector add(Vector a, Vector b) { return a + b; }
   static Vector divide(Vector a, Vector b) { return a / b; }
+  // 2*kWidth numbers as they lie, or the first `count` of them and zeros; and sums[i] + a[2i] b[2i] + a[2i+1] b[2i+1].
+  struct Raw {
+    BFloat16 numbers[2];
+  };
+  static Raw load_raw(const BFloat16* from) { return {{from[0], from[1]}}; }
+  static Raw load_raw(const BFloat16* from, std::int64_t) { return {{from[0], {0}}}; }
+  static Vector add_products(Vector sums, Raw a, Raw b) {
+    return sums + to_float(a.numbers[0]) * to_float(b.numbers[0]) + to_float(a.numbers[1]) * to_float(b.numbers[1]);
+  }
   static float sum(Vector value) { return value; }
   // The sums of four vectors, side by side.
   static void store_four_sums(const Vector* four, float* to) {

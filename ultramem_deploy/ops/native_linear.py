@@ -1,0 +1,70 @@
+"""The native kernel for a dense layer of bfloat16 weights and few rows, on PyTorch's CPU tensors."""
+
+from __future__ import annotations
+
+from struct import Struct
+
+import torch
+from torch.nn import functional as F
+
+from . import native
+
+LINEAR = Struct("@PPPPi4xqqqq")  # UltramemLinear
+TYPES = {torch.float32: 0, torch.bfloat16: 2}
+ANY = 1 << 62
+
+
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """x [..., in] times weight [out, in], plus bias [out]: [..., out] in `dtype`, that of `x` where None.
+
+    Few rows of bfloat16 on the CPU go to the kernel, which sums in float32 and rounds once; all else is `F.linear`,
+    whose output is in the dtype of `x` before it is in `dtype`.
+    """
+    if usable(x, weight, bias) and x.numel() <= most_rows() * x.shape[-1]:
+        return product(x, weight, bias, dtype or x.dtype)
+    out = F.linear(x, weight, bias)
+    return out if dtype is None else out.to(dtype)
+
+
+def most_rows() -> int:
+    """The rows up to which the kernel is faster than PyTorch's product (benchmarks/linear.py); 0 where it never is.
+
+    PyTorch lays the weights out anew at each call, which costs little beside a product of many rows, and without
+    instructions for bfloat16 its products take several times as long as ours. AMX was not measured: a guess.
+    """
+    loaded = native.kernels()
+    if loaded is None or loaded.isa == "plain":
+        return 0
+    if torch.cpu._is_amx_tile_supported():
+        return 16
+    return 128 if loaded.isa == "avx512_bf16" else ANY
+
+
+def usable(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Whether the kernel takes these tensors: eager, on the CPU, all bfloat16, and no gradient wanted."""
+    if torch.compiler.is_compiling() or x.dtype is not torch.bfloat16 or weight.dtype is not torch.bfloat16:
+        return False
+    gradients = torch.is_grad_enabled()
+    if not (native.is_plain(x, gradients) and native.is_plain(weight, gradients) and weight.is_contiguous()):
+        return False
+    if bias is not None and not (bias.dtype is torch.bfloat16 and native.is_plain(bias, gradients)):
+        return False
+    if weight.ndim != 2 or x.shape[-1] != weight.shape[1] or torch.is_autocast_enabled("cpu"):
+        return False
+    return torch._C._len_torch_dispatch_stack() == 0 and native.kernels() is not None
+
+
+def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """What the kernel makes of tensors that are `usable`: [..., out] in float32 or bfloat16."""
+    columns, depth = weight.shape
+    if x.ndim != 2 or x.stride(1) != 1 or x.stride(0) < depth:
+        x = x.contiguous()
+    output = x.new_empty(*x.shape[:-1], columns, dtype=dtype)
+    pointers = x.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(), output.data_ptr()
+    stride = x.stride(0) if x.ndim == 2 else depth
+    rows = output.numel() // columns if columns else 0
+    problem = LINEAR.pack(*pointers, TYPES[dtype], rows, columns, depth, stride)
+    native.run("Linear", "linear", problem)
+    return output
