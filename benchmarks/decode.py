@@ -41,7 +41,7 @@ from ultramem_deploy.planning.machine import total_memory
 # Between 8 and 64 arithmetic begins to limit the memory models and bytes still limit the mixture: short caches alone.
 GRID = [(b, kv) for b in (1, 8, 16, 32, 64, 512) for kv in (64, 256, 2048) if kv == 64 or b not in (16, 32)]
 QUICK = [(1, 64), (8, 64), (64, 64)]
-HUGE_PAGES = "glibc.malloc.hugetlb=1"
+HUGE_PAGES, SHORT_WAIT = "glibc.malloc.hugetlb=1", "10000"
 
 
 def main() -> None:
@@ -129,7 +129,8 @@ def product_rate(rows: int = 512, repeats: int = 15) -> float:
 if __name__ == "__main__":
     if HUGE_PAGES not in os.environ.get("GLIBC_TUNABLES", ""):
         os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (os.environ.get("GLIBC_TUNABLES"), HUGE_PAGES)))
-        # Threads that spin where others want their core make every small operation wait for the scheduler.
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        # Threads that wait long by spinning where others want their core make every operation wait for the scheduler.
+        if "OMP_WAIT_POLICY" not in os.environ:
+            os.environ.setdefault("GOMP_SPINCOUNT", SHORT_WAIT)
         os.execv(sys.executable, [sys.executable, *sys.argv])
     main()

@@ -1,17 +1,18 @@
-"""Dense layers of few rows in bfloat16: our kernel, PyTorch's product, oneDNN's own order, and the bytes' limit.
+"""Dense layers of few rows: our kernel, PyTorch's product, oneDNN's own order, and the bytes' limit.
 
     python benchmarks/linear.py [--quick] [--json] [--threads N]
 
-The layers of a block of P1's 151M and of P2's 227M with its memory layer, as many blocks as 400 MB hold, multiplied one
-after another, so that none is in the first caches. "oneDNN's order" has each weight laid out for it beforehand, a copy;
-our kernel and `F.linear` read the weights as they are stored. The limit is a sum over the same bytes. Contenders take
-turns; medians of the time of all layers.
+The layers of a block of P1's 151M and of P2's 227M with its memory layer, in bfloat16 and float32, as many blocks as
+400 MB hold, multiplied one after another, so that none is in the first caches. "oneDNN's order" has each weight laid out
+for it beforehand, a copy; our kernel and `F.linear` read the weights as they are stored. The limit is a sum over the
+same bytes. Contenders take turns; medians of the time of all layers.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ from ultramem_deploy.planning.machine import cores
 
 HELD, DRAWN = 400 << 20, 1 << 22
 ROWS, QUICK = (1, 4, 8, 16, 32, 64, 128, 256), (1, 8, 64)
-TOLERANCE = 2**-7
-"""Of sums rounded to eight bits, relative to the largest: two roundings that differ by one unit."""
+TOLERANCE = {torch.bfloat16: 2**-7, torch.float32: 2**-17}
+"""Relative to the largest output: two roundings that differ by a unit, or sums in another order."""
 LEAST = {"fraction_of_limit": "of limit", "speedup": "times PyTorch", "speedup_vs_onednn": "times oneDNN's order"}
 BLOCKS: dict[str, list[tuple[int, int]]] = {
     "151M block": [(1024, 1024)] * 4 + [(2736, 1024)] * 2 + [(1024, 2736)],
@@ -42,11 +43,11 @@ Weights = list[torch.Tensor]
 Way = Callable[[torch.Tensor, Any], torch.Tensor]
 
 
-def layers(shapes: list[tuple[int, int]]) -> Weights:
+def layers(shapes: list[tuple[int, int]], dtype: torch.dtype) -> Weights:
     """Weights [out, in] in ±0.05 of as many blocks as `HELD` bytes hold, no two alike."""
     numbers = sum(out * width for out, width in shapes)
-    held = torch.empty(max(1, HELD // (2 * numbers)), numbers, dtype=torch.bfloat16)
-    drawn = ((torch.rand(DRAWN) - 0.5) / 10).bfloat16()
+    held = torch.empty(max(1, HELD // (dtype.itemsize * numbers)), numbers, dtype=dtype)
+    drawn = ((torch.rand(DRAWN) - 0.5) / 10).to(dtype)
     for i, part in enumerate(held.view(-1).split(DRAWN)):
         part.copy_(drawn.roll(7 * i)[: len(part)])
     sizes = [out * width for out, width in shapes]
@@ -59,7 +60,7 @@ def ways(held: Weights) -> dict[str, tuple[Way, list[Any]]]:
         "kernel": (lambda x, weight: native_linear.product(x, weight, None, x.dtype), held),
         "PyTorch": (F.linear, held),
     }
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if held[0].dtype is torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pack, multiply = torch.ops.mkldnn._reorder_linear_weight, torch.ops.mkldnn._linear_pointwise
         packed = [pack(weight, 8) for weight in held]
         found["oneDNN's order"] = (lambda x, weight: multiply(x, weight, None, "none", [], ""), packed)
@@ -68,7 +69,8 @@ def ways(held: Weights) -> dict[str, tuple[Way, list[Any]]]:
 
 def measure(name: str, held: Weights, contenders: dict[str, tuple[Way, list[Any]]], rows: int, repeats: int) -> Any:
     """Microseconds a layer of each contender, and the kernel's speed beside the others'."""
-    inputs = {width: (torch.rand(rows, width) - 0.5).bfloat16() for width in {weight.shape[1] for weight in held}}
+    dtype = held[0].dtype
+    inputs = {width: (torch.rand(rows, width) - 0.5).to(dtype) for width in {weight.shape[1] for weight in held}}
     xs = [inputs[weight.shape[1]] for weight in held]
     _compare(xs, contenders)
     actions: dict[str, Callable[[], Any]] = {
@@ -79,7 +81,7 @@ def measure(name: str, held: Weights, contenders: dict[str, tuple[Way, list[Any]
     seconds = {way: median(found) for way, found in interleaved(actions, repeats).items()}
     others = {f"times {way}": seconds[way] / seconds["kernel"] for way in contenders if way != "kernel"}
     return (
-        {"layers": name, "rows": rows}
+        {"layers": name, "dtype": str(dtype).removeprefix("torch."), "rows": rows}
         | {f"{way} us": 1e6 * value / len(held) for way, value in seconds.items()}
         | {"GB/s": 1e-9 * sum(weight.nbytes for weight in held) / seconds["kernel"]}
         | {"of limit": seconds["sum"] / seconds["kernel"]}
@@ -89,9 +91,9 @@ def measure(name: str, held: Weights, contenders: dict[str, tuple[Way, list[Any]
 
 def _compare(xs: list[torch.Tensor], contenders: dict[str, tuple[Way, list[Any]]]) -> None:
     outputs = {name: run(xs[0], by[0]).float() for name, (run, by) in contenders.items()}
-    largest = float(outputs["PyTorch"].abs().max())
+    largest, tolerance = float(outputs["PyTorch"].abs().max()), TOLERANCE[xs[0].dtype]
     for out in outputs.values():
-        torch.testing.assert_close(out, outputs["PyTorch"], rtol=TOLERANCE, atol=TOLERANCE * largest)
+        torch.testing.assert_close(out, outputs["PyTorch"], rtol=tolerance, atol=tolerance * largest)
 
 
 @click.command()
@@ -105,8 +107,8 @@ def main(quick: bool, as_json: bool, threads: int) -> None:
     if native_linear.native.kernels() is None:
         raise click.ClickException("the native kernels are not there; `ultramem-deploy doctor` says why")
     rows = []
-    for name, shapes in BLOCKS.items():
-        held = layers(shapes)
+    for dtype, (name, shapes) in product(TOLERANCE, BLOCKS.items()):
+        held = layers(shapes, dtype)
         contenders = ways(held)
         rows += [measure(name, held, contenders, count, 7 if quick else 15) for count in (QUICK if quick else ROWS)]
     print_table(list(rows[0]), [list(row.values()) for row in rows])

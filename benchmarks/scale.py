@@ -238,8 +238,8 @@ def plot(rows: list[dict[str, Any]]) -> Callable[[Any], None]:
 
 
 if __name__ == "__main__":
-    if "OMP_WAIT_POLICY" not in os.environ:
-        # As in decode.py: PyTorch's threads shall not spin where others want their core.
-        os.environ["OMP_WAIT_POLICY"] = "passive"
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
+        # As in decode.py: PyTorch's threads shall not spin for long where others want their core.
+        os.environ["GOMP_SPINCOUNT"] = "10000"
         os.execv(sys.executable, [sys.executable, *sys.argv])
     main()

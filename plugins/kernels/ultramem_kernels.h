@@ -146,13 +146,14 @@ typedef struct UltramemAttention {
 } UltramemAttention;
 
 // output[r, c] = bias[c] + sum over i of x[r, i] * weight[c, i]: a dense layer for few rows, whose weights are read
-// once in the order in which they lie. All is bfloat16 but for the output where `type` says float32.
+// once in the order in which they lie.
 typedef struct UltramemLinear {
-  const void* x;       // [rows, depth]
-  const void* weight;  // [columns, depth]
-  const void* bias;    // [columns], or null
-  void* output;        // [rows, columns] of `type`
-  UltramemType type;   // bfloat16 or float32
+  const void* x;             // [rows, depth] of `type`
+  const void* weight;        // [columns, depth] of `type`
+  const void* bias;          // [columns] of `type`, or null
+  void* output;              // [rows, columns] of `output_type`
+  UltramemType type;         // float32, float16 or bfloat16
+  UltramemType output_type;  // `type` or float32
   int64_t rows;
   int64_t columns;
   int64_t depth;

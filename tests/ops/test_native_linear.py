@@ -45,41 +45,42 @@ def kernel(request: pytest.FixtureRequest, libraries: dict[str, Path], monkeypat
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
 
 
-def drawn(seed: int, *shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+def drawn(seed: int, *shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def unaligned(seed: int, *shape: int) -> torch.Tensor:
-    """The same numbers from the second half of a pair on, with NaN around them."""
+def unaligned(seed: int, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+    """The same numbers from one behind the buffer's start on, with NaN around them."""
     count = torch.Size(shape).numel()
-    buffer = torch.full((count + 2,), torch.nan, dtype=torch.bfloat16)
-    return buffer[1 : count + 1].view(shape).copy_(drawn(seed, *shape))
+    buffer = torch.full((count + 2,), torch.nan, dtype=dtype)
+    return buffer[1 : count + 1].view(shape).copy_(drawn(seed, *shape, dtype=dtype))
 
 
 def check(found: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-    """Within what float32 sums of these products lose, and half a unit of bfloat16 where that is the output."""
+    """Within what float32 sums of these products lose, and half a unit of the output where that has fewer bits."""
     wide = [t.double().numpy() for t in (x, weight)]
     truth = wide[0] @ wide[1].T
     added = np.zeros(weight.shape[0]) if bias is None else bias.double().numpy()
     size = np.abs(wide[0]) @ np.abs(wide[1]).T + np.abs(added)
     off = np.abs(found.double().numpy() - (truth + added))
-    rounded = 2.0**-8 * np.abs(truth + added) if found.dtype == torch.bfloat16 else 0.0
+    rounded = torch.finfo(found.dtype).eps / 2 * np.abs(truth + added)
     assert (off <= 2.0**-20 * size + 1.01 * rounded).all(), off.max()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", native_linear.TYPES)
 @pytest.mark.usefixtures("kernel")
-def test_any_shape(shape: tuple[int, int, int]) -> None:
+def test_any_shape(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     rows, depth, columns = shape
-    weight, bias = unaligned(2, columns, depth), unaligned(3, columns)
-    wide = torch.full((rows, depth + 5), torch.nan, dtype=torch.bfloat16)
-    strided = wide[:, 2 : depth + 2].copy_(drawn(1, rows, depth))
-    for x in (drawn(1, rows, depth), strided):
+    weight, bias = unaligned(2, columns, depth, dtype=dtype), unaligned(3, columns, dtype=dtype)
+    wide = torch.full((rows, depth + 5), torch.nan, dtype=dtype)
+    strided = wide[:, 2 : depth + 2].copy_(drawn(1, rows, depth, dtype=dtype))
+    for x in (drawn(1, rows, depth, dtype=dtype), strided):
         for added in (None, bias):
             assert native_linear.usable(x, weight, added)
-            for dtype in (torch.bfloat16, torch.float32):
-                found = native_linear.product(x, weight, added, dtype)
-                assert found.dtype == dtype
+            for output in {dtype, torch.float32}:
+                found = native_linear.product(x, weight, added, output)
+                assert found.dtype == output
                 check(found, x, weight, added)
 
 
@@ -125,6 +126,7 @@ def test_what_the_kernel_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
     usable = native_linear.usable
     assert usable(x, weight, bias) and usable(x, weight, None)
     assert not usable(x.float(), weight, bias)
+    assert not usable(x.double(), weight.double(), bias.double())
     assert not usable(x, weight.float(), bias)
     assert not usable(x, weight, bias.float())
     assert not usable(x, weight[:, :7], bias)
@@ -136,16 +138,33 @@ def test_what_the_kernel_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not usable(x, weight, bias)
     monkeypatch.setattr(native, "kernels", lambda: None)
     assert not usable(x, weight, bias)
-    assert native_linear.most_rows() == 0
+    assert native_linear.most_rows.__wrapped__(torch.float32) == 0
 
 
-@pytest.mark.parametrize(("isa", "amx", "rows"), [("plain", False, 0), ("avx512_bf16", True, 16)])
-def test_rows_beyond_the_limit_are_pytorchs(isa: str, amx: bool, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("isa", "dtype", "amx", "intel", "rows"),
+    [
+        ("plain", torch.float32, False, False, 0),
+        ("avx2", torch.float32, False, True, 128),
+        ("avx2", torch.float32, False, False, native_linear.ANY),
+        ("avx2", torch.bfloat16, False, True, native_linear.ANY),
+        ("avx512_bf16", torch.bfloat16, False, True, 128),
+        ("avx512_bf16", torch.bfloat16, True, True, 16),
+    ],
+)
+def test_how_many_rows_the_kernel_takes(
+    isa: str, dtype: torch.dtype, amx: bool, intel: bool, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded = native.kernels()
     assert loaded is not None
     monkeypatch.setattr(loaded, "isa", isa)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    assert native_linear.most_rows() == rows
+    monkeypatch.setattr(native_linear, "_is_intel", lambda: intel)
+    assert native_linear.most_rows.__wrapped__(dtype) == rows
+
+
+def test_more_rows_are_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_linear, "most_rows", lambda _: 5)
     calls: list[int] = []
 
     def counted(x: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -153,9 +172,9 @@ def test_rows_beyond_the_limit_are_pytorchs(isa: str, amx: bool, rows: int, monk
         return F.linear(x, *rest[:2])
 
     monkeypatch.setattr(native_linear, "product", counted)
-    for count in (rows, rows + 1):
+    for count in (5, 6):
         native_linear.linear(drawn(1, count, 8), drawn(2, 4, 8))
-    assert calls == ([] if rows == 0 else [rows]) or (rows == 0 and calls == [0])
+    assert calls == [5]
 
 
 def test_gradients_and_other_types_are_pytorchs() -> None:
@@ -163,7 +182,7 @@ def test_gradients_and_other_types_are_pytorchs() -> None:
     native_linear.linear(x, weight).sum().backward()
     assert x.grad is not None
     torch.testing.assert_close(x.grad, weight.float().sum(0).bfloat16().expand(3, 8), rtol=2**-7, atol=2**-7)
-    wide = x.detach().float()
-    assert torch.equal(native_linear.linear(wide, weight.float()), F.linear(wide, weight.float()))
-    scores = native_linear.linear(wide, weight.float(), dtype=torch.bfloat16)
-    assert torch.equal(scores, F.linear(wide, weight.float()).bfloat16())
+    wide, other = x.detach().double(), weight.double()
+    assert torch.equal(native_linear.linear(wide, other), F.linear(wide, other))
+    scores = native_linear.linear(wide, other, dtype=torch.float32)
+    assert torch.equal(scores, F.linear(wide, other).float())

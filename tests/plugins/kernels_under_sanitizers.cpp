@@ -231,13 +231,14 @@ void attention(UltramemType type, std::int64_t places, std::int64_t width, std::
 }
 
 // x with gaps, and none behind the last row; columns cut between groups of four and within them.
-void linear(UltramemType type, std::int64_t rows, std::int64_t depth, std::int64_t columns) {
-  const std::int64_t stride = depth + 3, item = type == ULTRAMEM_FLOAT32 ? 4 : 2;
-  const auto x = numbers(ULTRAMEM_BFLOAT16, (rows - 1) * stride + depth);
-  const auto weight = numbers(ULTRAMEM_BFLOAT16, columns * depth), bias = numbers(ULTRAMEM_BFLOAT16, columns);
+void linear(UltramemType type, UltramemType output, std::int64_t rows, std::int64_t depth, std::int64_t columns) {
+  const std::int64_t stride = depth + 3, item = output == ULTRAMEM_FLOAT32 ? 4 : 2;
+  const auto x = numbers(type, (rows - 1) * stride + depth);
+  const auto weight = numbers(type, columns * depth), bias = numbers(type, columns);
   std::vector<unsigned char> whole(static_cast<std::size_t>(rows * columns * item), 0xff);
   auto cut = whole;
-  UltramemLinear problem{x.data(), weight.data(), bias.data(), whole.data(), type, rows, columns, depth, stride};
+  UltramemLinear problem{x.data(), weight.data(), bias.data(), whole.data(), type,
+                         output,   rows,          columns,     depth,        stride};
   expect(ultramem_linear(&problem, {0, columns}).code == ULTRAMEM_OK, "linear", depth);
   problem.output = cut.data();
   const std::int64_t middle = columns / 3;
@@ -247,8 +248,8 @@ void linear(UltramemType type, std::int64_t rows, std::int64_t depth, std::int64
   expect(ultramem_linear(&problem, {0, columns + 1}).code == ULTRAMEM_BAD_SHAPE, "linear: a range outside", columns);
   problem.x_stride = depth - 1;
   expect(ultramem_linear(&problem, {0, columns}).code == ULTRAMEM_BAD_SHAPE, "linear: rows that overlap", depth);
-  problem.x_stride = stride, problem.type = ULTRAMEM_FLOAT16;
-  expect(ultramem_linear(&problem, {0, columns}).code == ULTRAMEM_UNSUPPORTED_TYPE, "linear: float16", depth);
+  problem.x_stride = stride, problem.type = ULTRAMEM_INT8;
+  expect(ultramem_linear(&problem, {0, columns}).code == ULTRAMEM_UNSUPPORTED_TYPE, "linear: int8", depth);
 }
 
 }  // namespace
@@ -275,9 +276,11 @@ int main() {
       for (std::int64_t width : {1, 7, 16, 33, 80}) attention(type, places, width, 97 - width);
     }
   }
-  for (UltramemType type : {ULTRAMEM_FLOAT32, ULTRAMEM_BFLOAT16}) {
+  for (UltramemType type : {ULTRAMEM_FLOAT32, ULTRAMEM_FLOAT16, ULTRAMEM_BFLOAT16}) {
     for (std::int64_t rows : {1, 5, 8, 131}) {
-      for (std::int64_t depth : {1, 31, 64, 97}) linear(type, rows, depth, 100 - depth);
+      for (std::int64_t depth : {1, 31, 64, 97}) {
+        for (UltramemType output : {type, ULTRAMEM_FLOAT32}) linear(type, output, rows, depth, 100 - depth);
+      }
     }
   }
   lookup_refuses_addresses();

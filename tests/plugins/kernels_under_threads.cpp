@@ -98,10 +98,9 @@ void run(const Inputs& in, const UltramemThreads* threads, Outputs* out) {
                                     kHead,
                                     kHead,
                                     0.25f};
-  // The halves of float32 numbers as bfloat16: numbers of any size, some of them none.
-  const UltramemLinear linear{in.x.data(),      in.table.data(), nullptr, out->multiplied.data(),
-                              ULTRAMEM_FLOAT32, kTokens,         kRows,   2 * kWidth,
-                              2 * kWidth};
+  const UltramemLinear linear{
+      in.x.data(), in.table.data(), nullptr, out->multiplied.data(), ULTRAMEM_FLOAT32, ULTRAMEM_FLOAT32, kTokens,
+      kRows,       kWidth,          kWidth};
   out->fine = ultramem_sparse_lookup_run(&lookup, threads).code == ULTRAMEM_OK &&
               ultramem_sparse_gate_run(&gate, threads).code == ULTRAMEM_OK &&
               ultramem_tucker_topk_run(&topk, threads).code == ULTRAMEM_OK &&

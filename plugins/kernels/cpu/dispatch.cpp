@@ -91,7 +91,7 @@ bool is_activation_type(UltramemType type) { return type == ULTRAMEM_FLOAT32 || 
 
 bool is_table_type(UltramemType type) { return ULTRAMEM_FLOAT32 <= type && type <= ULTRAMEM_FLOAT8_E4M3; }
 
-bool is_attention_type(UltramemType type) { return is_activation_type(type) || type == ULTRAMEM_BFLOAT16; }
+bool is_dense_type(UltramemType type) { return is_activation_type(type) || type == ULTRAMEM_BFLOAT16; }
 
 bool is_within(UltramemRange range, std::int64_t end) {
   return 0 <= range.begin && range.begin <= range.end && range.end <= end;
@@ -145,13 +145,14 @@ UltramemStatus ultramem_tucker_topk(const UltramemTuckerTopK* problem, UltramemR
 }
 
 UltramemStatus ultramem_attention(const UltramemAttention* problem, UltramemRange items, void* scratch) {
-  if (!is_attention_type(problem->type)) return kUnsupportedType;
+  if (!is_dense_type(problem->type)) return kUnsupportedType;
   if (!is_sound(*problem) || !is_within(items, problem->batch * problem->kv_heads)) return kBadShape;
   return choice().isa->attention(*problem, items, scratch);
 }
 
 UltramemStatus ultramem_linear(const UltramemLinear* problem, UltramemRange columns) {
-  if (problem->type != ULTRAMEM_BFLOAT16 && problem->type != ULTRAMEM_FLOAT32) return kUnsupportedType;
+  const UltramemType type = problem->type, output = problem->output_type;
+  if (!is_dense_type(type) || (output != type && output != ULTRAMEM_FLOAT32)) return kUnsupportedType;
   if (!is_sound(*problem) || !is_within(columns, problem->columns)) return kBadShape;
   choice().isa->linear(*problem, columns);
   return {ULTRAMEM_OK, 0, 0, 0};

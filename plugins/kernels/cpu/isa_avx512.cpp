@@ -10,7 +10,7 @@
 
 namespace ultramem {
 
-const Isa kAvx512Isa = {"avx512", sparse_lookup_any, sparse_gate_any, tucker_topk_any, attention_any, linear};
+const Isa kAvx512Isa = {"avx512", sparse_lookup_any, sparse_gate_any, tucker_topk_any, attention_any, linear_any};
 
 const Isa kAvx512Bf16Isa = {"avx512_bf16",   sparse_lookup_any, sparse_gate_any,
                             tucker_topk_any, attention_any,     linear_avx512_bf16};

@@ -6,6 +6,6 @@
 
 namespace ultramem {
 
-void linear_avx512_bf16(const UltramemLinear& problem, UltramemRange columns) { linear(problem, columns); }
+void linear_avx512_bf16(const UltramemLinear& problem, UltramemRange columns) { linear_any(problem, columns); }
 
 }  // namespace ultramem

@@ -10,6 +10,6 @@
 
 namespace ultramem {
 
-const Isa kPlainIsa = {"plain", sparse_lookup_any, sparse_gate_any, tucker_topk_any, attention_any, linear};
+const Isa kPlainIsa = {"plain", sparse_lookup_any, sparse_gate_any, tucker_topk_any, attention_any, linear_any};
 
 }  // namespace ultramem

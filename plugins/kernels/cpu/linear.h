@@ -17,6 +17,26 @@
 namespace ultramem {
 namespace {
 
+// Numbers of T that are multiplied together: bfloat16 two a lane, the others as floats.
+template <typename T>
+struct Lanes {
+  using Type = Vector;
+  static constexpr std::int64_t kCount = Simd::kWidth;
+  static Type load(const T* from) { return Simd::load(from); }
+  static Type load(const T* from, std::int64_t count) { return load_partial(from, count); }
+  static Vector add_products(Vector sums, Type a, Type b) { return Simd::multiply_add(a, b, sums); }
+};
+
+template <>
+struct Lanes<BFloat16> {
+  using Type = Simd::Raw;
+  static constexpr std::int64_t kCount = 2 * Simd::kWidth;
+  static Type load(const BFloat16* from) { return Simd::load_raw(from); }
+  static Type load(const BFloat16* from, std::int64_t count) { return Simd::load_raw(from, count); }
+  static Vector add_products(Vector sums, Type a, Type b) { return Simd::add_products(sums, a, b); }
+};
+
+template <typename T>
 class Linear {
  public:
   explicit Linear(const UltramemLinear& problem) : p_(problem) {}
@@ -31,12 +51,10 @@ class Linear {
   static constexpr int kColumns = 4;
   static constexpr int kMostRows = Simd::kMostPairs * 3 / 4;  // whose sums of kColumns columns registers hold
   static constexpr std::int64_t kRowsOfPass = 128;            // stay in the second-level cache
-  static constexpr std::int64_t kTogether = 2 * Simd::kWidth, kItem = sizeof(BFloat16), kPerLine = kLine / kItem;
+  static constexpr std::int64_t kTogether = Lanes<T>::kCount, kItem = sizeof(T);
 
-  const BFloat16* x(std::int64_t row) const { return static_cast<const BFloat16*>(p_.x) + row * p_.x_stride; }
-  const BFloat16* weights(std::int64_t column) const {
-    return static_cast<const BFloat16*>(p_.weight) + column * p_.depth;
-  }
+  const T* x(std::int64_t row) const { return static_cast<const T*>(p_.x) + row * p_.x_stride; }
+  const T* weights(std::int64_t column) const { return static_cast<const T*>(p_.weight) + column * p_.depth; }
 
   // Blocks of nearly as many rows; each asks for a part of the next columns.
   void pass(UltramemRange rows, UltramemRange columns) const {
@@ -70,25 +88,25 @@ class Linear {
   // Where fewer than kColumns are left, the last one stands for those behind it: all sums come about in one way.
   template <int kRows>
   void multiply_rows(std::int64_t row, std::int64_t column, std::int64_t columns) const {
-    const BFloat16 *from = x(row), *weight[kColumns];
+    const T *from = x(row), *weight[kColumns];
 #pragma GCC unroll 4
     for (int c = 0; c < kColumns; ++c) weight[c] = weights(column + std::min<std::int64_t>(c, columns - 1));
     Vector sums[kRows][kColumns] = {};
     const auto step = [&](std::int64_t i, const auto& load) {
-      Simd::Raw part[kColumns];
+      typename Lanes<T>::Type part[kColumns];
 #pragma GCC unroll 4
       for (int c = 0; c < kColumns; ++c) part[c] = load(weight[c] + i);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        const Simd::Raw numbers = load(from + r * p_.x_stride + i);
+        const auto numbers = load(from + r * p_.x_stride + i);
 #pragma GCC unroll 4
-        for (int c = 0; c < kColumns; ++c) sums[r][c] = Simd::add_products(sums[r][c], numbers, part[c]);
+        for (int c = 0; c < kColumns; ++c) sums[r][c] = Lanes<T>::add_products(sums[r][c], numbers, part[c]);
       }
     };
     std::int64_t i = 0;
-    for (; i + kTogether <= p_.depth; i += kTogether) step(i, [](const BFloat16* at) { return Simd::load_raw(at); });
+    for (; i + kTogether <= p_.depth; i += kTogether) step(i, [](const T* at) { return Lanes<T>::load(at); });
     if (const std::int64_t left = p_.depth - i; left > 0) {
-      step(i, [left](const BFloat16* at) { return Simd::load_raw(at, left); });
+      step(i, [left](const T* at) { return Lanes<T>::load(at, left); });
     }
     float numbers[(kRows * kColumns + Simd::kWidth - 1) / Simd::kWidth * Simd::kWidth];
 #pragma GCC unroll 8
@@ -100,7 +118,7 @@ class Linear {
   template <int kRows>
   void add_bias(float* numbers, std::int64_t column, std::int64_t columns) const {
     if (p_.bias == nullptr) return;
-    const BFloat16* bias = static_cast<const BFloat16*>(p_.bias) + column;
+    const T* bias = static_cast<const T*>(p_.bias) + column;
     for (int r = 0; r < kRows; ++r) {
       for (std::int64_t c = 0; c < columns; ++c) numbers[r * kColumns + c] += to_float(bias[c]);
     }
@@ -109,25 +127,25 @@ class Linear {
   // Numbers of rows side by side are rounded together.
   template <int kRows>
   void store(const float* numbers, std::int64_t row, std::int64_t column, std::int64_t columns) const {
-    if (p_.type == ULTRAMEM_FLOAT32) {
+    if (p_.output_type == ULTRAMEM_FLOAT32) {
       return copy<kRows>(numbers, static_cast<float*>(p_.output), row, column, columns);
     }
-    BFloat16 rounded[kRows * kColumns + Simd::kWidth];
+    T rounded[kRows * kColumns + Simd::kWidth];
     for (std::int64_t i = 0; i < kRows * kColumns; i += Simd::kWidth) {
       Simd::store(rounded + i, Simd::load(numbers + i));
     }
-    copy<kRows>(rounded, static_cast<BFloat16*>(p_.output), row, column, columns);
+    copy<kRows>(rounded, static_cast<T*>(p_.output), row, column, columns);
   }
 
-  template <int kRows, typename T>
-  void copy(const T* numbers, T* output, std::int64_t row, std::int64_t column, std::int64_t columns) const {
+  template <int kRows, typename U>
+  void copy(const U* numbers, U* output, std::int64_t row, std::int64_t column, std::int64_t columns) const {
     for (int r = 0; r < kRows; ++r) {
-      T* to = output + (row + r) * p_.columns + column;
-      const T* from = numbers + r * kColumns;
+      U* to = output + (row + r) * p_.columns + column;
+      const U* from = numbers + r * kColumns;
       if (columns == kColumns) {
-        std::memcpy(to, from, kColumns * sizeof(T));
+        std::memcpy(to, from, kColumns * sizeof(U));
       } else {
-        std::memcpy(to, from, static_cast<std::size_t>(columns) * sizeof(T));
+        std::memcpy(to, from, static_cast<std::size_t>(columns) * sizeof(U));
       }
     }
   }
@@ -135,7 +153,16 @@ class Linear {
   const UltramemLinear& p_;
 };
 
-void linear(const UltramemLinear& problem, UltramemRange columns) { Linear(problem).run(columns); }
+inline void linear_any(const UltramemLinear& problem, UltramemRange columns) {
+  switch (problem.type) {
+    case ULTRAMEM_FLOAT32:
+      return Linear<float>(problem).run(columns);
+    case ULTRAMEM_FLOAT16:
+      return Linear<Half>(problem).run(columns);
+    default:
+      return Linear<BFloat16>(problem).run(columns);
+  }
+}
 
 }  // namespace
 }  // namespace ultramem

@@ -146,7 +146,7 @@ UltramemStatus ultramem_linear_run(const UltramemLinear* problem, const Ultramem
   // Whole groups of the columns that the kernel takes together.
   constexpr std::int64_t kGroup = 4;
   const std::int64_t groups = (problem->columns + kGroup - 1) / kGroup;
-  const std::int64_t bytes = bytes_of(ULTRAMEM_BFLOAT16, problem->columns * problem->depth);
+  const std::int64_t bytes = bytes_of(problem->type, problem->columns * problem->depth);
   const std::int64_t tasks = std::min(groups, tasks_for(bytes, threads));
   const auto work = [&](std::int64_t i, void*) {
     const UltramemRange part = part_of(groups, tasks, i);
