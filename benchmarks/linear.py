@@ -3,9 +3,9 @@
     python benchmarks/linear.py [--quick] [--json] [--threads N]
 
 The layers of a block of P1's 151M and of P2's 227M with its memory layer, in bfloat16 and float32, as many blocks as
-400 MB hold, multiplied one after another, so that none is in the first caches. "oneDNN's order" has each weight laid out
-for it beforehand, a copy; our kernel and `F.linear` read the weights as they are stored. The limit is a sum over the
-same bytes. Contenders take turns; medians of the time of all layers.
+400 MB hold, multiplied one after another, so that none is in the first caches. "oneDNN's order" has each weight laid
+out for it beforehand, a copy; our kernel and `F.linear` read the weights as they are stored. The limit is a sum over
+the same bytes. Contenders take turns; medians of the time of all layers.
 """
 
 from __future__ import annotations

@@ -228,9 +228,11 @@ def test_embeddings_can_grow(written: Written, tmp_path: Path, kind: str) -> Non
     expected = logits(model)
     model.resize_token_embeddings(70, mean_resizing=False)
     assert logits(model).shape[-1] == 70
-    assert torch.equal(logits(model)[..., : b.DECODER.vocab_size], expected)
+    # The head that grew is PyTorch's own layer, which sums in another order: float32 sums of 32 products near 1.
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(logits(model)[..., : b.DECODER.vocab_size], expected, **close)
     model.save_pretrained(tmp_path / "saved")
-    assert torch.equal(load(tmp_path / "saved")(IDS), logits(model))
+    torch.testing.assert_close(load(tmp_path / "saved")(IDS), logits(model), **close)
 
 
 def test_a_copy_is_of_its_own(written: Written) -> None:
