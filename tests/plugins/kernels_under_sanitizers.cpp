@@ -282,6 +282,7 @@ int main() {
         for (UltramemType output : {type, ULTRAMEM_FLOAT32}) linear(type, output, rows, depth, 100 - depth);
       }
     }
+    linear(type, type, 8, 2100, 7);  // in pieces
   }
   lookup_refuses_addresses();
   quantised_tables_need_scales_and_whole_bytes();

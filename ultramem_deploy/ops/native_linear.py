@@ -21,10 +21,11 @@ def linear(
 ) -> torch.Tensor:
     """x [..., in] times weight [out, in], plus bias [out]: [..., out] in `dtype`, that of `x` where None.
 
-    Few rows on the CPU go to the kernel, which sums in float32 and rounds once; all else is `F.linear`,
-    whose output is in the dtype of `x` before it is in `dtype`.
+    Few rows on the CPU go to the kernel, which sums in float32 and rounds once, where `dtype` is float32 or that of
+    `x`; all else is `F.linear`, whose output is in the dtype of `x` before it is in `dtype`.
     """
-    if usable(x, weight, bias) and x.numel() <= most_rows(x.dtype) * x.shape[-1]:
+    fits = dtype is None or dtype is torch.float32 or dtype is x.dtype
+    if fits and usable(x, weight, bias) and x.numel() <= most_rows(x.dtype) * x.shape[-1]:
         return product(x, weight, bias, dtype or x.dtype)
     out = F.linear(x, weight, bias)
     return out if dtype is None else out.to(dtype)
@@ -64,9 +65,11 @@ def usable(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
     gradients = torch.is_grad_enabled()
     if not (native.is_plain(x, gradients) and native.is_plain(weight, gradients) and weight.is_contiguous()):
         return False
+    if weight.ndim != 2 or x.shape[-1] != weight.shape[1] or torch.is_autocast_enabled("cpu"):
+        return False
     if bias is not None and not (bias.dtype is x.dtype and native.is_plain(bias, gradients)):
         return False
-    if weight.ndim != 2 or x.shape[-1] != weight.shape[1] or torch.is_autocast_enabled("cpu"):
+    if bias is not None and not (bias.shape == weight.shape[:1] and bias.is_contiguous()):
         return False
     return torch._C._len_torch_dispatch_stack() == 0 and native.kernels() is not None
 

@@ -92,8 +92,8 @@ class Linear {
     return {column, columns, begin, std::min(begin + deep, p_.depth)};
   }
 
-  // For part `index` of `parts` of a piece; in one run where its columns lie side by side, which short ones are slower
-  // than by a quarter.
+  // For part `index` of `parts` of a piece; in one run where its columns lie side by side: short runs are a quarter
+  // slower.
   void ask(const Piece& piece, std::int64_t index, std::int64_t parts) const {
     if (piece.columns == 0) return;
     const std::int64_t deep = piece.end - piece.begin, numbers = piece.columns * deep;
