@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+SHORT_WAIT = {"GOMP_SPINCOUNT": "10000"}
+"""Threads that wait long by spinning, as libgomp's do, make every operation wait where others want their core."""
+
 
 def machine() -> dict[str, Any]:
     """Processor, cores of this process, memory and versions."""

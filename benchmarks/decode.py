@@ -29,7 +29,7 @@ from torch.nn import functional as F
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import interleaved, machine, print_json, read_bandwidth
+from benchmarks.common import SHORT_WAIT, interleaved, machine, print_json, read_bandwidth
 from benchmarks.decode_peers import choose, mixture
 from benchmarks.decode_rows import KINDS, Row, plot, report, summary
 from benchmarks.decode_shapes import ITEM, LARGER, WHOLE, Arena, Shape, build, step_bytes, step_flops
@@ -41,7 +41,7 @@ from ultramem_deploy.planning.machine import total_memory
 # Between 8 and 64 arithmetic begins to limit the memory models and bytes still limit the mixture: short caches alone.
 GRID = [(b, kv) for b in (1, 8, 16, 32, 64, 512) for kv in (64, 256, 2048) if kv == 64 or b not in (16, 32)]
 QUICK = [(1, 64), (8, 64), (64, 64)]
-HUGE_PAGES, SHORT_WAIT = "glibc.malloc.hugetlb=1", "10000"
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
 def main() -> None:
@@ -129,8 +129,7 @@ def product_rate(rows: int = 512, repeats: int = 15) -> float:
 if __name__ == "__main__":
     if HUGE_PAGES not in os.environ.get("GLIBC_TUNABLES", ""):
         os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (os.environ.get("GLIBC_TUNABLES"), HUGE_PAGES)))
-        # Threads that wait long by spinning where others want their core make every operation wait for the scheduler.
         if "OMP_WAIT_POLICY" not in os.environ:
-            os.environ.setdefault("GOMP_SPINCOUNT", SHORT_WAIT)
+            os.environ.update(SHORT_WAIT | dict(os.environ))
         os.execv(sys.executable, [sys.executable, *sys.argv])
     main()

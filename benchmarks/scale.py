@@ -32,7 +32,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.big import workspace
-from benchmarks.common import interleaved, machine, median, print_json, print_table
+from benchmarks.common import SHORT_WAIT, interleaved, machine, median, print_json, print_table
 from benchmarks.memory_model import decoder, distinct_rows, memory_layer, model, write_source
 from benchmarks.results import save
 from benchmarks.scale_disk import from_disk
@@ -238,8 +238,7 @@ def plot(rows: list[dict[str, Any]]) -> Callable[[Any], None]:
 
 
 if __name__ == "__main__":
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
-        # As in decode.py: PyTorch's threads shall not spin for long where others want their core.
-        os.environ["GOMP_SPINCOUNT"] = "10000"
+    if not {"OMP_WAIT_POLICY", *SHORT_WAIT} & set(os.environ):
+        os.environ.update(SHORT_WAIT)
         os.execv(sys.executable, [sys.executable, *sys.argv])
     main()

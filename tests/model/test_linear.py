@@ -80,3 +80,22 @@ def test_keys_are_normalised_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with torch.enable_grad():
         assert torch.equal(layer.key_scores(hidden)[0], changed[0])
     assert len(calls) == 5
+    # Other keys, changed as often, may come to lie where the old ones lay.
+    address, other = layer.row_keys.data_ptr(), layer.row_keys.flip(2)
+    del layer.row_keys
+    tried = [nn.Parameter(other.clone().mul_(1), requires_grad=False) for _ in range(16)]
+    layer.row_keys = next((keys for keys in tried if keys.data_ptr() == address), tried[0])
+    assert torch.equal(layer.key_scores(hidden)[0], changed[0].flip(3))
+
+
+@torch.no_grad()
+def test_float32_keys_meet_bfloat16_queries(tmp_path: Path) -> None:
+    """As folds leave them: converted once, and again when they change."""
+    layer = load(builders.write_checkpoint(tmp_path / "model", builders.V2), dtype="bfloat16").memory_layers[0]
+    layer.key_norm = None
+    layer.row_keys = nn.Parameter(layer.row_keys.float(), requires_grad=False)
+    hidden = torch.randn(5, layer.hidden_size, generator=torch.Generator().manual_seed(0)).bfloat16()
+    before = layer.key_scores(hidden)[0]
+    assert torch.equal(layer.key_scores(hidden)[0], before)
+    layer.row_keys.mul_(2)
+    assert torch.equal(layer.key_scores(hidden)[0], 2 * before)

@@ -89,7 +89,7 @@ class MemoryLayer(nn.Module):
         rank = layer.key_rank
         self.spec, self.table_spec, self.hidden_size = layer, table, hidden
         self.observer: Callable[[Retrieval], None] | None = None
-        self._held_keys: dict[str, tuple[object, torch.Tensor]] = {}
+        self._held_keys: dict[str, tuple[object, list[torch.Tensor], torch.Tensor]] = {}
         if layer.scoring != "signed":
             self.row_keys = nn.Parameter(torch.empty(layer.heads, rank, layer.row_keys, layer.key_width))
         if not layer.reads_hidden:
@@ -258,24 +258,32 @@ class MemoryLayer(nn.Module):
         eye = torch.eye(self.spec.rank, device=device)
         return torch.cat([eye, -eye], dim=1)[None, None]
 
-    def _normed(self, name: str) -> torch.Tensor:
-        """Keys [H, R, n, kdim] behind their norm, which is kept until it or the keys change."""
+    def _scored_keys(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """Keys [H, R, n, kdim] behind their norm, in `dtype`; what is made of them is kept until they or it change."""
         keys: torch.Tensor = getattr(self, name)
         if self.key_norm is None:
-            return keys
-        parameters = (keys, *self.key_norm.parameters())
+            if keys.dtype is dtype:
+                return keys
+            parameters: tuple[torch.Tensor, ...] = (keys,)
+        else:
+            parameters = (keys, *self.key_norm.parameters())
         traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
         if torch.is_grad_enabled() or traced or any(p.is_inference() for p in parameters):
-            normed: torch.Tensor = self.key_norm(keys)
-            return normed
-        state = [(p.data_ptr(), p._version, p.dtype) for p in parameters]
+            return self._made_keys(keys, dtype)
+        state = dtype, [(p.data_ptr(), p._version) for p in parameters]
         held = self._held_keys.get(name)
         if held is None or held[0] != state:
-            held = self._held_keys[name] = state, self.key_norm(keys)
-        return held[1]
+            # Their memory is held too: another tensor at the same place would be taken for them.
+            origin = [p.detach() for p in parameters]
+            held = self._held_keys[name] = state, origin, self._made_keys(keys, dtype)
+        return held[2]
+
+    def _made_keys(self, keys: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        normed: torch.Tensor = self.key_norm(keys) if self.key_norm else keys
+        return normed.to(dtype)
 
     def _side_scores(self, query: torch.Tensor, name: str) -> torch.Tensor:
-        keys = self._normed(name).to(query.dtype)
+        keys = self._scored_keys(name, query.dtype)
         if self.spec.query_heads == 1:
             flat = linear(query[:, 0], keys.flatten(0, 2), dtype=torch.float32)
             return flat.view(len(flat), *keys.shape[:3])
